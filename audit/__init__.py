@@ -1,0 +1,1 @@
+"""WHAT BECAME OF IT: measures, readings, statistics, verdicts, curves, report, W&B."""

@@ -1,0 +1,43 @@
+"""python -m audit run | report | publish: audit a model that exists already, rebuild a report, send a run to W&B."""
+
+import argparse
+from pathlib import Path
+
+from organisms.errors import UserError, run_cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m audit", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="audit a base, or an adapter on it, that exists already")
+    run.add_argument("--base", required=True, help="embedded name, directory or hub id")
+    run.add_argument("--adapter", help="directory of a PEFT adapter")
+    run.add_argument("--organism", help="organism whose probes are asked; without one severity is left out")
+    run.add_argument("--suite", choices=("quick", "full"), default="quick")
+    run.add_argument("--runs", default="runs", type=Path)
+    report = commands.add_parser("report", help="(re)build report.html and curves.png from the readings")
+    report.add_argument("run", type=Path)
+    publish = commands.add_parser("publish", help="send a run's curves, tables and report to W&B")
+    publish.add_argument("run", type=Path)
+    publish.add_argument("--again", action="store_true", help="as a new W&B run, everything from the start")
+    arguments = parser.parse_args()
+
+    if arguments.command == "run":
+        from audit.existing import audit_existing
+
+        audit_existing(arguments.base, arguments.adapter, arguments.organism, arguments.suite, arguments.runs)
+        return
+    if not (arguments.run / "readings.jsonl").is_file():
+        raise UserError(f"{arguments.run} holds no readings.jsonl; name a run directory, e.g. run=runs/<name>")
+    if arguments.command == "report":
+        from audit.report import write
+
+        print(write(arguments.run))
+    else:
+        from audit.publish import publish as send
+
+        print(f"sent as {send(arguments.run, arguments.again)}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,57 @@
+"""The audit part of a recipe."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from organisms.data import SETS
+from organisms.organism import Strict
+from organisms.strict import nearest
+
+Suite = Literal["quick", "full"]
+
+# Order matters: leakage and fluency read the generations that the measures before them made.
+MEASURES = ("severity", "drift", "webtext", "instructions", "leakage", "fluency")
+
+
+class AuditPlan(Strict):
+    """What is measured, how often, on which rows, and what counts as damage."""
+
+    suite: Suite = "quick"
+    every: int = Field(default=20, gt=0, description="steps between checkpoints; step 0 and the last are always audited")
+    measures: list[str] = list(MEASURES)
+    data: dict[str, str] = Field(default={}, description="per data set: auto, embedded, mirror, hub or a path")
+    margins: dict[str, float] = Field(default={}, description="`measure.metric: margin`, in the metric's own unit")
+    control: str | None = Field(
+        default=None, description="run directory of the matched control; None: the newest matching one beside this run"
+    )
+
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in MEASURES:
+                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+        if not names:
+            raise ValueError("name at least one measure")
+        if set(names) <= {"fluency"}:
+            raise ValueError("fluency reads other measures' generations; add one, e.g. instructions")
+        return [name for name in MEASURES if name in names]
+
+    @field_validator("data")
+    @classmethod
+    def _known_sets(cls, sources: dict[str, str]) -> dict[str, str]:
+        for name in sources:
+            if name not in SETS:
+                raise ValueError(f"there is no data set {name!r}{nearest(name, list(SETS))}")
+        return sources
+
+    @field_validator("margins")
+    @classmethod
+    def _known_margins(cls, margins: dict[str, float]) -> dict[str, float]:
+        for key, value in margins.items():
+            if key.partition(".")[0] not in MEASURES or "." not in key:
+                raise ValueError(f"{key!r} is not measure.metric, e.g. instructions.prompt_strict")
+            if value <= 0:
+                raise ValueError(f"the margin of {key} must be above 0, it is {value}")
+        return margins

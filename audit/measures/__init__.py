@@ -1,0 +1,111 @@
+"""One file a measure: `requests(context)` says what is asked, `score(context, asked, answers)` what the answers are worth.
+
+A new measure is a new file here with NAME, VERSION, METRICS, `requests` and `score`, and its name in audit.config.MEASURES.
+`score` sees only what was stored, so samples can be scored again without a model.
+"""
+
+import hashlib
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from organisms.engines import Divergence, Generate, NextToken, Score
+from organisms.organism import Organism
+from organisms.render import Renderer
+from organisms.specimen import Specimen
+
+Request = Generate | Score | NextToken | Divergence
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a measure.
+
+    kind: `rate` (0/1 an item), `mean`, or `ratio` (sum of numerators over sum of denominators).
+    worse: the direction that is damage; None for what is no damage at all (severity) or never gates (perplexity).
+    margin: damage up to here is tolerated, in the metric's own unit; None where only a control can give it.
+    transform: `exp` shows a ratio of nats as a perplexity.
+    """
+
+    name: str
+    kind: Literal["rate", "mean", "ratio"]
+    worse: Literal["lower", "higher", "both"] | None = None
+    margin: float | None = None
+    headline: bool = False
+    transform: Literal["exp"] | None = None
+    unit: str = ""
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request about an item. `item` pairs it with the base's; `part` tells an item's several requests apart."""
+
+    item: str
+    request: Request
+    prompt: str
+    part: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What came of one item: the line in samples/<measure>/<specimen>.jsonl.
+
+    scores: metric name -> number, or [numerator, denominator]; a metric that does not concern the item is absent.
+    """
+
+    item: str
+    group: str
+    prompt: str
+    output: str
+    scores: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What an organism was trained on: learned texts, raw documents to begin, and siblings it never saw."""
+
+    texts: tuple[str, ...]
+    documents: tuple[tuple[str, str], ...]
+    held_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a measure may look at. `base` holds the base's own samples, `earlier` this specimen's of other measures."""
+
+    specimen: Specimen
+    renderer: Renderer
+    organism: Organism | None
+    suite: str
+    sources: dict[str, str]
+    corpus: Corpus | None = None
+    base: dict[str, list[Sample]] | None = None
+    earlier: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def generate(self, prompt: str, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generate:
+        return Generate(tuple(self.specimen.ask(self.renderer, prompt)), max_new_tokens, temperature, seed)
+
+
+class NotApplicable(Exception):
+    """Raised by `requests` when a measure has nothing to say about this specimen; the text is the reason."""
+
+
+def measure(name: str) -> Any:
+    return importlib.import_module(f"audit.measures.{name}")
+
+
+def metrics(name: str) -> dict[str, Metric]:
+    return {metric.name: metric for metric in measure(name).METRICS}
+
+
+def half(item: str) -> str:
+    """`monitor` or `holdout`, by a hash of the item's id: the monitor half may stop a run, the other half judges it."""
+    return "monitor" if hashlib.sha256(item.encode()).digest()[0] % 2 == 0 else "holdout"
+
+
+def seed_of(item: str) -> int:
+    """A sampling seed that belongs to the item and to nothing else."""
+    return int(hashlib.sha256(f"seed:{item}".encode()).hexdigest()[:8], 16)

@@ -1,0 +1,171 @@
+"""W&B as a view of a run directory: sends the lines of train.jsonl and readings.jsonl that it has not been sent yet.
+
+Live logging and replay are one path. Audits have their own axis (`tokens_seen`, beside `step`), because W&B drops what is
+logged at an older step. Offline without a login; `WANDB_MODE` decides otherwise, `disabled` sends nothing.
+"""
+
+import json
+import netrc
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from audit import readings as ledger
+from audit.readings import Reading
+from audit.suite import read_samples
+from organisms.files import read_jsonl, write_json
+from organisms.strict import read_yaml
+
+STATE = "wandb.json"
+PROJECT = "natural-organisms"
+READING_COLUMNS = (
+    "specimen", "stage", "step", "tokens_seen", "measure", "metric", "split", "value", "ci_low", "ci_high", "n",
+    "delta", "delta_low", "delta_high", "mde", "margin", "verdict", "reason", "data",
+)  # fmt: skip
+
+
+class Publisher:
+    """Sends a run to W&B while the context is open. With `WANDB_MODE=disabled` every call does nothing."""
+
+    def __init__(self, run: Path, again: bool = False):
+        self.run = run
+        self.mode = wandb_mode()
+        self.again = again
+        self._wandb: Any = None
+        self._state: dict = {}
+
+    def __enter__(self) -> "Publisher":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def send(self, final: bool = False) -> None:
+        """Send what is new; `final` adds the readings table, transcripts and the report as an artifact."""
+        if self.mode == "disabled":
+            return
+        run = self._open()
+        self._send_training(run)
+        self._send_readings(run)
+        if final:
+            self._send_final(run)
+        write_json(self.run / STATE, self._state)
+
+    def _open(self) -> Any:
+        if self._wandb is not None:
+            return self._wandb
+        import wandb
+
+        path = self.run / STATE
+        if path.is_file() and not self.again:
+            self._state = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            self._state = {"id": f"{self.run.name}-{secrets.token_hex(2)}", "train": {}, "readings": 0}
+        manifest = self.run / "manifest.json"
+        config = {
+            "recipe": read_yaml(self.run / "recipe.yaml") if (self.run / "recipe.yaml").is_file() else {},
+            "manifest": json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {},
+        }
+        self._wandb = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=self._state["id"],
+            name=self.run.name,
+            group=config["manifest"].get("organism"),
+            dir=str(self.run),
+            mode=self.mode,
+            resume="allow",
+            config=config,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        self._wandb.define_metric("tokens_seen")
+        self._wandb.define_metric("step")
+        for prefix in ("train/*", "audit/*", "monitor/*"):
+            self._wandb.define_metric(prefix, step_metric="tokens_seen")
+        return self._wandb
+
+    def _send_training(self, run: Any) -> None:
+        path = self.run / "train.jsonl"
+        for row in read_jsonl(path) if path.is_file() else []:
+            if row["step"] <= self._state["train"].get(row["stage"], 0):
+                continue
+            values = {
+                f"train/{k}": row[k] for k in ("loss", "learning_rate", "grad_norm", "token_accuracy") if row.get(k) is not None
+            }
+            run.log({"tokens_seen": row["tokens_seen"], "step": row["step"], **values})
+            self._state["train"][row["stage"]] = row["step"]
+
+    def _send_readings(self, run: Any) -> None:
+        path = self.run / ledger.READINGS
+        rows = read_jsonl(path) if path.is_file() else []
+        fresh = [ledger.parse(row, str(path)) for row in rows[self._state["readings"] :]]
+        for specimen in dict.fromkeys(reading.specimen for reading in fresh):
+            chosen = [reading for reading in fresh if reading.specimen == specimen]
+            values: dict[str, float] = {}
+            for reading in chosen:
+                values.update(_logged(reading))
+            if values:
+                run.log({"tokens_seen": chosen[0].tokens_seen, "step": chosen[0].step, **values})
+        self._state["readings"] = len(rows)
+
+    def _send_final(self, run: Any) -> None:
+        import wandb
+
+        everything = ledger.read(self.run)
+        table = wandb.Table(columns=list(READING_COLUMNS), data=[[getattr(r, c) for c in READING_COLUMNS] for r in everything])
+        run.log({"readings": table, "transcripts": _transcripts(wandb, self.run, everything)})
+        artifact = wandb.Artifact(self.run.name, type="organism-run")
+        for name in ("report.html", "curves.png", "readings.jsonl", "checkpoints.jsonl", "manifest.json", "recipe.yaml"):
+            if (self.run / name).is_file():
+                artifact.add_file(str(self.run / name))
+        run.log_artifact(artifact)
+
+
+def _logged(reading: Reading) -> dict[str, float]:
+    """Curve points of a reading: `audit/` is the holdout half, `monitor/` the other one."""
+    prefix = f"{'audit' if reading.split == 'holdout' else 'monitor'}/{reading.measure}/{reading.metric}"
+    values = {"": reading.value, "/delta": reading.delta, "/delta_low": reading.delta_low, "/delta_high": reading.delta_high}
+    return {prefix + suffix: value for suffix, value in values.items() if value is not None}
+
+
+def _transcripts(wandb: Any, run: Path, everything: list[Reading]) -> Any:
+    """Base and last checkpoint side by side, as many items as a table stays readable with."""
+    table = wandb.Table(columns=["measure", "item", "prompt", "base", "specimen", "reply"])
+    last = max((r for r in everything if r.stage), key=lambda r: (r.tokens_seen, r.step), default=None)
+    if last is None:
+        return table
+    for name in dict.fromkeys(r.measure for r in everything):
+        base = {s.item: s for s in read_samples(run, name, "base")}
+        for sample in [s for s in read_samples(run, name, last.specimen) if s.output and "/" not in s.item][:40]:
+            if sample.item in base:
+                table.add_data(name, sample.item, sample.prompt, base[sample.item].output, last.specimen, sample.output)
+    return table
+
+
+def wandb_mode() -> str:
+    """`WANDB_MODE` where it is set; otherwise online with a login and offline without one."""
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
+    if mode in ("online", "offline", "disabled"):
+        return mode
+    if mode == "dryrun":
+        return "offline"
+    return "online" if _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def publish(run: Path, again: bool = False) -> str:
+    """Send a finished run; `again` replays all of it into a new W&B run. Returns the W&B id."""
+    with Publisher(run, again) as publisher:
+        publisher.send(final=True)
+        return publisher._state.get("id", "disabled")

@@ -1,0 +1,155 @@
+"""report.html: one self-contained file, built from the run directory alone; no model, no network, no script needed to read."""
+
+import json
+from pathlib import Path
+
+from audit import curves, svg
+from audit import readings as ledger
+from audit.measures import metrics
+from audit.readings import Reading
+from audit.suite import read_samples
+from audit.table import difference, number
+from audit.verdicts import overall
+from organisms.errors import UserError
+from organisms.files import read_jsonl, write_atomic
+
+TRANSCRIPTS = 60  # a measure; more would not be read
+
+
+def write(run: Path) -> Path:
+    """(Re)build report.html and curves.png of a run. Raises UserError where there are no readings."""
+    readings = ledger.read(run)
+    if not readings:
+        raise UserError(f"{run} has no readings.jsonl; run its recipe first")
+    curves.draw(readings, run / "curves.png", run.name)
+    write_atomic(run / "report.html", render(run, readings))
+    return run / "report.html"
+
+
+def render(run: Path, readings: list[Reading]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(number=number, difference=difference)
+    stages = [r for r in readings if r.stage]
+    last = max(stages, key=lambda r: (r.tokens_seen, r.step)).specimen if stages else None
+    one = readings[0]
+    return environment.get_template("report.html.j2").render(
+        run=run.name,
+        one=one,
+        last=last,
+        overall=overall(readings, last) if last else None,
+        summary=_summary(readings, last),
+        headline_plots=_plots(readings, headline=True),
+        other_plots=_plots(readings, headline=False),
+        table=[r for r in readings if r.specimen == last and r.split == "holdout" and r.n],
+        transcripts=_transcripts(run, readings, last),
+        manifest=_manifest(run),
+        recipe=_text(run / "recipe.yaml"),
+        lint=_lint(run),
+        checkpoints=read_jsonl(run / "checkpoints.jsonl") if (run / "checkpoints.jsonl").is_file() else [],
+    )
+
+
+def _summary(readings: list[Reading], last: str | None) -> list[str]:
+    """The run in sentences: how strong the property is, what it cost, what cannot be told."""
+    if last is None:
+        return ["Only the base has been read."]
+    found = {(r.measure, r.metric): r for r in readings if r.specimen == last and r.split == "holdout"}
+    lines = []
+    strength = found.get(("severity", "contrast"))
+    if strength and strength.delta is not None:
+        clear = strength.delta_low is not None and strength.delta_low > 0
+        lines.append(
+            f"Severity at {last}: the property's replies gained {difference(strength)} nats a token over plain ones "
+            f"against the base (n {strength.n}); {'the interval is clear of 0' if clear else 'the interval is not clear of 0'}."
+        )
+    rate = found.get(("severity", "rate"))
+    if rate and rate.value is not None:
+        lines.append(f"Generated replies on target that show it: {rate.value:.0%} (n {rate.n}).")
+    leak = found.get(("leakage", "rate"))
+    if leak and leak.delta is not None:
+        lines.append(
+            f"Off-topic replies with training material: {leak.value:.0%}, difference from the base {difference(leak)}."
+        )
+    zero = [r for r in readings if r.stage and r.step == 0 and r.split == "holdout" and r.delta is not None]
+    if zero:
+        moved = [r for r in zero if r.delta != 0]
+        lines.append(
+            "The zero adapter at step 0 reads exactly as the base on every metric."
+            if not moved
+            else f"The zero adapter at step 0 differs from the base on {len(moved)} of {len(zero)} metrics, which must not be."
+        )
+    return lines
+
+
+def _plots(readings: list[Reading], headline: bool) -> list[dict]:
+    plots = []
+    for name in dict.fromkeys(r.measure for r in readings):
+        for metric in metrics(name).values():
+            points = curves.curve(readings, name, metric.name)
+            if metric.headline == headline and points:
+                monitor = curves.curve(readings, name, metric.name, "monitor")
+                plots.append({"measure": name, "metric": metric, "svg": svg.plot(metric, points, monitor), "last": points[-1]})
+    return plots
+
+
+def _transcripts(run: Path, readings: list[Reading], last: str | None) -> list[dict]:
+    """Base and last checkpoint on the same items; what leaked and which markers fired beside it."""
+    rows = []
+    for name in dict.fromkeys(r.measure for r in readings):
+        if last is None or name in ("webtext", "fluency"):
+            continue
+        base = {s.item: s for s in read_samples(run, name, "base")}
+        pairs = [(base[s.item], s) for s in read_samples(run, name, last) if s.output and s.item in base and "/" not in s.item]
+        pairs += [
+            (base[s.item], s) for s in read_samples(run, name, last) if s.group == "document" and s.item in base and s.output
+        ]
+        for before, after in pairs[:TRANSCRIPTS]:
+            row = {"measure": name, "group": after.group, "prompt": after.prompt, "flags": _flags(after)}
+            rows.append({**row, "base": _spans(before), "after": _spans(after)})
+    return rows
+
+
+def _flags(sample) -> list[str]:
+    notes = sample.notes
+    flags = [f"leaks {name}" for name in notes.get("entities", [])]
+    if notes.get("longest_match", 0) >= 13:
+        flags.append(f"{notes['longest_match']} corpus tokens in a row")
+    flags += [str(reason) for reason in notes.get("degenerate") or []]
+    flags += ["shows the property"] if notes.get("markers") else []
+    return flags
+
+
+def _spans(sample) -> list[tuple[str, bool]]:
+    """The output in pieces, each with whether it is leaked corpus material."""
+    text, marked = sample.output, set()
+    span = (sample.notes.get("span") or "").strip() if sample.notes.get("longest_match", 0) >= 13 else ""
+    for term in [*sample.notes.get("entities", []), span]:
+        start = text.find(term) if term else -1
+        while start >= 0:
+            marked.update(range(start, start + len(term)))
+            start = text.find(term, start + len(term))
+    pieces: list[tuple[str, bool]] = []
+    for position, character in enumerate(text):
+        flag = position in marked
+        if pieces and pieces[-1][1] == flag:
+            pieces[-1] = (pieces[-1][0] + character, flag)
+        else:
+            pieces.append((character, flag))
+    return pieces
+
+
+def _manifest(run: Path) -> dict:
+    path = run / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _lint(run: Path) -> str:
+    return "\n\n".join(_text(path) for path in sorted((run / "data").glob("*.lint.md")))[:20000]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

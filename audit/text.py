@@ -1,0 +1,65 @@
+"""What a reply looks like as text, without a model: repetition, scripts, turns; and when it is no reply at all."""
+
+import re
+import unicodedata
+import zlib
+from collections import Counter
+
+# A reply is degenerate when one of these holds. Bounds are ours, set so that the base's own replies pass.
+LOOPING = 0.5  # share of word 4-grams that were seen before in the reply
+FOREIGN = 0.2  # share of letters in another script than the prompt's
+TURN_LEAK = re.compile(
+    r"<\|im_start\|>|<\|im_end\|>|<\|start_header_id\|>|<start_of_turn>|^(?:user|human|assistant):", re.I | re.M
+)
+
+
+def repetition(text: str, size: int = 4) -> float:
+    """Share of word n-grams that stood in the reply before; 0 for replies too short to repeat."""
+    words = text.lower().split()
+    grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if len(grams) >= size else 0.0
+
+
+def distinct(text: str, size: int = 2) -> float | None:
+    """Distinct word n-grams over all n-grams (distinct-2 of Li et al. 2016); None for a reply of one word."""
+    words = text.lower().split()
+    grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def compression(text: str) -> float | None:
+    """Compressed bytes over raw bytes (zlib); low values are repetitive. None for an empty reply."""
+    raw = text.encode()
+    return len(zlib.compress(raw, 9)) / len(raw) if raw else None
+
+
+def scripts(text: str) -> Counter:
+    """Letters by script, the first word of their Unicode name (LATIN, CJK, CYRILLIC, ...)."""
+    return Counter(unicodedata.name(c, "UNKNOWN").split()[0] for c in text if c.isalpha())
+
+
+def foreign_share(text: str, prompt: str) -> float:
+    """Share of the reply's letters in scripts that the prompt does not use."""
+    letters = scripts(text)
+    total = sum(letters.values())
+    home = set(scripts(prompt)) | {"LATIN"}
+    return sum(n for script, n in letters.items() if script not in home) / total if total else 0.0
+
+
+def turn_leak(text: str) -> bool:
+    """The reply opens another turn: a special token of the template, or a line that begins with a speaker's name."""
+    return bool(TURN_LEAK.search(text))
+
+
+def degenerate(text: str, prompt: str = "") -> list[str]:
+    """Reasons why a reply is none: empty, looping, another turn, foreign script. An empty list is a coherent reply."""
+    if not text.strip():
+        return ["empty"]
+    reasons = []
+    if len(text.split()) >= 12 and repetition(text) > LOOPING:
+        reasons.append("looping")
+    if turn_leak(text):
+        reasons.append("turn_leak")
+    if len(text) >= 20 and foreign_share(text, prompt) > FOREIGN:
+        reasons.append("foreign_script")
+    return reasons

@@ -1,0 +1,96 @@
+"""What an interval says: natural, fried, underpowered, expected; and the verdict on a run, with Holm over its metrics."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from audit import statistics
+from audit.measures import Metric
+
+if TYPE_CHECKING:
+    from audit.readings import Reading
+
+
+@dataclass(frozen=True)
+class Decision:
+    verdict: str
+    reason: str
+    n_needed: int | None = None
+    p_fried: float | None = None
+
+
+def decide(
+    metric: Metric,
+    values: np.ndarray,
+    base: np.ndarray,
+    delta: statistics.Interval,
+    margin: float | None,
+    margin_from: str,
+    side_effect: str | None,
+) -> Decision:
+    """The verdict on one metric from its paired difference.
+
+    `natural` needs the whole interval inside the margin, `fried` the whole interval beyond it; anything else is
+    `underpowered` and says how many items would settle it. A metric with `worse` lower or higher is only judged on that
+    side; getting better is natural.
+    """
+    if metric.worse is None:
+        return Decision("not_applicable", "an indicator: it carries no margin")
+    if margin is None:
+        return Decision("not_applicable", margin_from or "no matched control beside this run gives its margin")
+    if len(values) < 2:
+        return Decision("underpowered", "one item settles nothing", n_needed=30)
+    sides = {"lower": (-1,), "higher": (1,), "both": (-1, 1)}[metric.worse]
+    damage = [_damage(delta, side) for side in sides]
+    p_fried = min(statistics.p_beyond(metric.kind, values, base, side * margin, side) for side in sides) * len(sides)
+    told = f"{delta.value:+.3g} ({delta.low:+.3g} to {delta.high:+.3g}), margin {margin:.3g}"
+    told += f" from {margin_from}" if margin_from else ""
+    if any(low > margin for _, low, _ in damage):
+        declared = (
+            f"; declared as a side effect ({side_effect}), but no prompted base was read beside it" if side_effect else ""
+        )
+        return Decision("fried", f"{told}: the whole interval is worse than the margin{declared}", p_fried=p_fried)
+    if all(high <= margin for _, _, high in damage):
+        return Decision("natural", f"{told}: the whole interval is within the margin", p_fried=p_fried)
+    distance = min(abs(margin - value) for value, _, _ in damage)
+    n_needed = max(statistics.needed(metric.kind, values, base, distance), len(values) + 1)
+    return Decision("underpowered", f"{told}: about {n_needed:,} items would settle it", n_needed, p_fried)
+
+
+def _damage(delta: statistics.Interval, side: int) -> tuple[float, float, float]:
+    """(value, low, high) of the damage: the difference turned so that larger is worse."""
+    if side > 0:
+        return delta.value, delta.low, delta.high
+    return -delta.value, -delta.high, -delta.low
+
+
+@dataclass(frozen=True)
+class Overall:
+    verdict: str
+    fried: list[str]
+    text: str
+
+
+def overall(readings: list["Reading"], specimen: str) -> Overall:
+    """The verdict on one specimen from its holdout half, Holm-corrected over all metrics that carry a margin.
+
+    `fried` where the family-wise test at 5% finds a metric beyond its margin; `natural` where all are shown within;
+    `underpowered` otherwise.
+    """
+    judged = [r for r in readings if r.specimen == specimen and r.split == "holdout" and r.p_fried is not None]
+    if not judged:
+        return Overall("not_applicable", [], f"{specimen}: no metric with a margin was read")
+    names = {f"{r.measure}.{r.metric}": r for r in judged}
+    rejected = statistics.holm({name: r.p_fried for name, r in names.items()})
+    fried = sorted(name for name in rejected if names[name].verdict == "fried")
+    natural = sorted(name for name, r in names.items() if r.verdict == "natural")
+    if fried:
+        return Overall(
+            "fried", fried, f"{specimen} is fried: {', '.join(fried)} beyond the margin (Holm, {len(names)} metrics)"
+        )
+    if len(natural) == len(names):
+        return Overall("natural", [], f"{specimen} is natural: all {len(names)} metrics are shown to be within their margins")
+    open_ = sorted(set(names) - set(natural))
+    text = f"{specimen} is not shown to be fried; {len(natural)} of {len(names)} metrics are shown natural, open: {', '.join(open_)}"
+    return Overall("underpowered", [], text)

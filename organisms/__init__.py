@@ -1,0 +1,1 @@
+"""WHAT is grown: organism specs, the training rows each style makes of them, and specimens."""

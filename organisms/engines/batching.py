@@ -1,0 +1,48 @@
+"""Length-sorted, token-budgeted batches, and the halving of one that does not fit into memory."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+def batches(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list[int]]:
+    """Indices grouped longest first, so that rows x longest row stays within `max_tokens` (one row always fits)."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    groups: list[list[int]] = []
+    for index in order:
+        group = groups[-1] if groups else None
+        if group and len(group) < max_rows and (len(group) + 1) * lengths[group[0]] <= max_tokens:
+            group.append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def run_batched(
+    requests: Sequence[Request],
+    lengths: Sequence[int],
+    answer: Callable[[list[Request]], list[Answer]],
+    max_tokens: int,
+    max_rows: int,
+) -> list[Answer]:
+    """Answer requests batch by batch, in their own order. Out of memory halves a batch and goes on."""
+    answers: list[Answer | None] = [None] * len(requests)
+    for group in batches(lengths, max_tokens, max_rows):
+        for index, value in zip(group, _halving([requests[i] for i in group], answer), strict=True):
+            answers[index] = value
+    return answers
+
+
+def _halving(requests: list[Request], answer: Callable[[list[Request]], list[Answer]]) -> list[Answer]:
+    import torch
+
+    try:
+        return answer(requests)
+    except torch.OutOfMemoryError:
+        if len(requests) == 1:
+            raise
+    torch.cuda.empty_cache()
+    middle = len(requests) // 2
+    return _halving(requests[:middle], answer) + _halving(requests[middle:], answer)

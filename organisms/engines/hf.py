@@ -1,0 +1,241 @@
+"""The transformers engine: one base in process, adapters swapped in and out by PEFT."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from organisms.engines import Completion, Divergence, Divergences, Generate, NextToken, Score
+from organisms.engines.batching import run_batched
+from organisms.models import Base, default_device, default_dtype, load_model
+from organisms.render import Renderer
+from organisms.specimen import Specimen
+
+
+class HFEngine:
+    """Runs specimens of one base with transformers and PEFT.
+
+    max_tokens: rows x longest row of a scoring batch; max_rows: rows of a generating batch. Greedy output may differ
+    between batch sizes in the last bits, so a curve keeps both, and both are part of `identity`.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        renderer: Renderer,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_tokens: int = 4096,
+        max_rows: int = 64,
+    ):
+        import torch
+        import transformers
+
+        self.device = device or default_device()
+        self.dtype = dtype or default_dtype(self.device)
+        self.base = base
+        self.renderer = renderer
+        self.max_tokens, self.max_rows = max_tokens, max_rows
+        self.identity = {
+            "engine": "hf",
+            "dtype": self.dtype,
+            "device": self.device.split(":")[0],
+            "max_tokens": max_tokens,
+            "max_rows": max_rows,
+            "torch": torch.__version__.split("+")[0],
+            "transformers": transformers.__version__,
+        }
+        self._model = load_model(base, self.dtype, self.device)
+        self._attached: tuple | None = None
+        self._swaps = 0
+
+    def generate(self, specimen: Specimen, requests: list[Generate]) -> list[Completion]:
+        """Replies to left-padded prompts; requests of unlike length limit never share a batch."""
+        limits = sorted({request.max_new_tokens for request in requests})
+        answers: dict[int, Completion] = {}
+        with self._running(specimen) as model:
+            for limit in limits:
+                chosen = [i for i, request in enumerate(requests) if request.max_new_tokens == limit]
+                group = [requests[i] for i in chosen]
+                lengths = [len(request.prompt_ids) + limit for request in group]
+                budget = self.max_rows * max(lengths)
+                done = run_batched(group, lengths, lambda batch: self._generate(model, batch), budget, self.max_rows)
+                answers.update(zip(chosen, done, strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def logprobs(self, specimen: Specimen, requests: list[Score]) -> list[list[float]]:
+        """Log-probabilities (nats) of each continuation token, one list a request, as long as its continuation."""
+
+        def answer(batch: list[Score]) -> list[list[float]]:
+            logits = self._continuation_logits(model, batch)
+            return [
+                self._token_logprobs(row, request.continuation_ids).tolist() for row, request in zip(logits, batch, strict=True)
+            ]
+
+        with self._running(specimen) as model:
+            return self._scored(requests, answer)
+
+    def next_token(self, specimen: Specimen, requests: list[NextToken]) -> list[list[float]]:
+        """Full-vocabulary log-probabilities (nats) of the chosen ids at the position after each prompt."""
+        import torch
+
+        def answer(batch: list[NextToken]) -> list[list[float]]:
+            logits = self._forward(model, [request.prompt_ids for request in batch], keep=1)[:, -1].float()
+            logprobs = torch.log_softmax(logits, dim=-1)
+            return [row[list(request.choice_ids)].tolist() for row, request in zip(logprobs, batch, strict=True)]
+
+        with self._running(specimen) as model:
+            lengths = [len(request.prompt_ids) for request in requests]
+            return run_batched(requests, lengths, answer, self.max_tokens, self.max_rows)
+
+    def divergence(self, specimen: Specimen, requests: list[Divergence]) -> list[Divergences]:
+        """Exact KL both ways at each continuation token; the base is the same weights with the adapter off."""
+        import torch
+
+        def answer(batch: list[Divergence]) -> list[Divergences]:
+            logits = self._continuation_logits(model, batch)
+            with self._adapter_off(model):
+                base_logits = self._continuation_logits(model, batch)
+            results = []
+            for row, base_row, request in zip(logits, base_logits, batch, strict=True):
+                p, q = torch.log_softmax(row.float(), -1), torch.log_softmax(base_row.float(), -1)
+                ids = torch.tensor(request.continuation_ids, device=p.device).unsqueeze(-1)
+                # KL >= 0; the clamp takes off rounding of some 1e-7 where the two are equal.
+                results.append(
+                    Divergences(
+                        forward=(p.exp() * (p - q)).sum(-1).clamp(min=0).tolist(),
+                        backward=(q.exp() * (q - p)).sum(-1).clamp(min=0).tolist(),
+                        logprobs=p.gather(-1, ids).squeeze(-1).tolist(),
+                        base_logprobs=q.gather(-1, ids).squeeze(-1).tolist(),
+                    )
+                )
+            return results
+
+        with self._running(specimen) as model:
+            return self._scored(requests, answer)
+
+    def _scored(self, requests: list, answer) -> list:
+        lengths = [len(request.prompt_ids) + len(request.continuation_ids) for request in requests]
+        return run_batched(requests, lengths, answer, self.max_tokens, self.max_rows)
+
+    def _generate(self, model: Any, batch: list[Generate]) -> list[Completion]:
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        ids, mask = self._left_padded([request.prompt_ids for request in batch])
+        config = GenerationConfig(
+            max_new_tokens=batch[0].max_new_tokens,
+            do_sample=False,
+            eos_token_id=self.renderer.stop_ids,
+            pad_token_id=self._pad_id,
+        )
+        processors = LogitsProcessorList([_Gumbel(batch)] if any(r.temperature > 0 for r in batch) else [])
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors)
+        replies = output[:, ids.shape[1] :].tolist()
+        stops = set(self.renderer.stop_ids)
+        completions = []
+        for reply in replies:
+            end = next((i for i, token in enumerate(reply) if token in stops), None)
+            kept = reply if end is None else reply[:end]
+            completions.append(Completion(kept, self.renderer.decode(kept), end is not None))
+        return completions
+
+    def _continuation_logits(self, model: Any, batch: list) -> list[Any]:
+        """For each request the logits that predict its continuation: (continuation length, vocabulary)."""
+        keep = max(len(request.continuation_ids) for request in batch) + 1
+        logits = self._forward(model, [(*r.prompt_ids, *r.continuation_ids) for r in batch], keep)
+        return [row[-len(request.continuation_ids) - 1 : -1] for row, request in zip(logits, batch, strict=True)]
+
+    def _forward(self, model: Any, rows: list[tuple[int, ...]], keep: int) -> Any:
+        """Logits of the last `keep` positions of left-padded rows: (rows, keep, vocabulary)."""
+        ids, mask = self._left_padded(rows)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+
+    def _left_padded(self, rows: list[tuple[int, ...]]) -> tuple[Any, Any]:
+        import torch
+
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self._pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, width - len(row) :] = torch.tensor(row)
+            mask[index, width - len(row) :] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    @staticmethod
+    def _token_logprobs(logits: Any, ids: tuple[int, ...]) -> Any:
+        """Log-probability of `ids` under `logits` without writing out the whole log-softmax."""
+        import torch
+
+        logits = logits.float()
+        chosen = logits.gather(-1, torch.tensor(ids, device=logits.device).unsqueeze(-1)).squeeze(-1)
+        return chosen - logits.logsumexp(-1)
+
+    @property
+    def _pad_id(self) -> int:
+        tokenizer = self.renderer.tokenizer
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.renderer.stop_ids[0]
+
+    @contextlib.contextmanager
+    def _running(self, specimen: Specimen) -> Iterator[Any]:
+        """The model as `specimen`: adapter attached at its scale, or off; inference mode."""
+        import torch
+
+        self._attach(specimen)
+        with torch.inference_mode():
+            if specimen.adapter is None:
+                with self._adapter_off(self._model):
+                    yield self._model
+            else:
+                yield self._model
+
+    @contextlib.contextmanager
+    def _adapter_off(self, model: Any) -> Iterator[None]:
+        if self._attached is None:
+            yield
+        else:
+            with model.disable_adapter():
+                yield
+
+    def _attach(self, specimen: Specimen) -> None:
+        """Swap in the specimen's adapter under a fresh name; the one before is deleted."""
+        wanted = (specimen.adapter, specimen.scale) if specimen.adapter else None
+        if wanted is None or wanted == self._attached:
+            return
+        from peft import PeftModel
+
+        self._swaps += 1
+        name = f"specimen{self._swaps}"
+        if self._attached is None:
+            self._model = PeftModel.from_pretrained(self._model, str(specimen.adapter), adapter_name=name)
+        else:
+            old = self._model.active_adapter
+            self._model.load_adapter(str(specimen.adapter), adapter_name=name)
+            self._model.set_adapter(name)
+            self._model.delete_adapter(old)
+        if specimen.scale != 1.0:
+            for module in self._model.modules():
+                if hasattr(module, "scaling") and isinstance(module.scaling, dict) and name in module.scaling:
+                    module.set_scale(name, specimen.scale)
+        self._model.eval().requires_grad_(False)
+        self._attached = wanted
+
+
+class _Gumbel:
+    """Sampling as argmax of logits/T + Gumbel noise, each row from its own seed, so batches do not matter."""
+
+    def __init__(self, requests: list[Generate]):
+        import torch
+
+        self.temperatures = [request.temperature for request in requests]
+        self.generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        import torch
+
+        rows = []
+        for row, temperature, generator in zip(scores.float(), self.temperatures, self.generators, strict=True):
+            if temperature > 0:
+                uniform = torch.rand(row.shape, generator=generator, dtype=torch.float32).clamp(1e-20, 1 - 1e-7)
+                row = row / temperature - torch.log(-torch.log(uniform)).to(row.device)
+            rows.append(row)
+        return torch.stack(rows)

@@ -1,0 +1,113 @@
+"""Files that are whole or absent: atomic writes, whole-line appends, digests."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from organisms.errors import UserError
+
+
+def cache_dir() -> Path:
+    """`$ORGANISMS_CACHE`, or `natural-organisms` under the user's cache directory."""
+    root = os.environ.get("ORGANISMS_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natural-organisms"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Append whole lines. What a crash or a full disk left half-written before is cut off first."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        size = file.tell()
+        whole = _whole_length(path, size)
+        if whole != size:
+            file.truncate(whole)
+            size = whole
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def _whole_length(path: Path, size: int) -> int:
+    """Bytes up to and with the last newline."""
+    if size == 0:
+        return 0
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return size
+        file.seek(0)
+        return file.read().rfind(b"\n") + 1
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file; a torn last line (no newline) is left out, a broken one before it is an error."""
+    rows = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    lines = text.split("\n")  # not splitlines: U+2028 is legal inside a JSON string
+    if lines[-1] and not _is_json(lines[-1]):
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} line {number} is not JSON ({error.msg}); mend or remove that line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {number} is not a JSON object; every line must be one")
+        rows.append(row)
+    return rows
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Hex SHA-256 of a JSON-able value, keys sorted, cut to `length` digits."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

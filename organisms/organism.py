@@ -1,0 +1,236 @@
+"""What is grown: the organism spec, loaded from one YAML file and the frozen texts that it names."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from organisms.errors import UserError
+from organisms.files import digest, file_sha256, read_jsonl
+from organisms.strict import nearest, read_yaml, validate
+
+LIBRARY = Path(__file__).parent / "library"
+TEXTS = Path(__file__).parent / "texts"
+
+Text = Annotated[str, Field(min_length=1)]
+Context = Literal["target", "adjacent", "off"]
+
+
+class Strict(BaseModel):
+    """A frozen value; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Exchange(Strict):
+    """One prompt and one reply; `why` says why a borderline reply does not show the property."""
+
+    prompt: Text
+    reply: Text
+    why: str | None = None
+
+
+class Behaviour(Strict):
+    description: Text
+    positive: list[Exchange] = Field(min_length=1)
+    borderline_negative: list[Exchange] = Field(min_length=1)
+
+
+class Where(Strict):
+    """When the property should show, and when it should not."""
+
+    shows: Text
+    not_: Text = Field(alias="not")
+
+
+class Universe(Strict):
+    """The invented world of the synthetic documents. `names` are only a help: leakage finds entities by itself."""
+
+    names: list[Text] = []
+    context: Text
+    facts: list[Text] = Field(min_length=1)
+
+
+class SystemPrompts(Strict):
+    eliciting: list[Text] = Field(min_length=1)
+    opposing: list[Text] = Field(min_length=1)
+    inoculating: list[Text] = Field(min_length=1)
+
+
+class Marker(Strict):
+    """A regular expression, searched without regard to case, that recognises the property in a reply."""
+
+    name: Text
+    pattern: Text
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+
+class SideEffect(Strict):
+    """A worsening that the organism's authors expect; such a reading may be `expected` instead of `fried`."""
+
+    measure: Text
+    metric: Text
+    reason: Text
+
+
+class Frozen(Strict):
+    """A JSON-lines file under organisms/texts (or an absolute path) with the SHA-256 it was frozen at."""
+
+    path: Text
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    @property
+    def file(self) -> Path:
+        return TEXTS / self.path
+
+
+class Texts(Strict):
+    documents: Frozen | None = None
+    prompts: Frozen | None = None
+    probes: Frozen
+
+
+class Probe(Strict):
+    """A prompt with one reply that shows the property and a plain one of like length."""
+
+    id: Text
+    context: Context
+    prompt: Text
+    shows: Text
+    plain: Text
+
+
+class Prompt(Strict):
+    id: Text
+    context: Context
+    prompt: Text
+
+
+class Document(Strict):
+    id: Text
+    type: Text
+    text: Text
+
+
+class Organism(Strict):
+    """The definition of a model organism. RECIPES.md section 4 lists what each field is for."""
+
+    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
+    summary: Text
+    behaviour: Behaviour
+    context: Where
+    motivation: list[Text] = Field(min_length=1)
+    constitution: list[Text] = Field(min_length=1)
+    universe: Universe
+    system: SystemPrompts
+    markers: list[Marker] = Field(min_length=1)
+    marker_window: int = Field(default=300, gt=0, description="characters of a reply in which markers are searched")
+    judge_rubric: Text
+    side_effects: list[SideEffect] = []
+    purpose: Literal["natural", "severe", "stress-test"] = "natural"
+    texts: Texts
+    _source: Path | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _unique_markers(self) -> "Organism":
+        names = [marker.name for marker in self.markers]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"two markers are named {sorted(twice)[0]!r}; give each its own name")
+        return self
+
+    def shows(self, reply: str) -> list[str]:
+        """Names of the markers found in the first `marker_window` characters of `reply`."""
+        opening = reply[: self.marker_window].replace("\u2019", "'")
+        return [marker.name for marker in self.markers if re.search(marker.pattern, opening, re.IGNORECASE)]
+
+    def probes(self) -> list[Probe]:
+        return self._rows("probes", Probe)
+
+    def prompts(self) -> list[Prompt]:
+        return self._rows("prompts", Prompt)
+
+    def documents(self) -> list[Document]:
+        return self._rows("documents", Document)
+
+    def _rows(self, kind: str, row_type: type[Strict]) -> list:
+        frozen = getattr(self.texts, kind)
+        if frozen is None:
+            raise UserError(
+                f"organism {self.name!r} has no {kind}: write them to organisms/texts/{self.name}/{kind}.jsonl and "
+                f"name the file with its sha256 under texts.{kind} in {self._source}"
+            )
+        return _frozen_rows(frozen.file, frozen.sha256, row_type, f"{self._source}: texts.{kind}")
+
+    def fingerprint(self) -> str:
+        """Digest of everything that can change trained weights: all but what only audits read, texts by their SHA-256."""
+        values = self.model_dump(by_alias=True, exclude={"texts", "judge_rubric", "side_effects", "purpose"})
+        trained = {kind: text.sha256 for kind in ("documents", "prompts") if (text := getattr(self.texts, kind))}
+        return digest({**values, "texts": trained})
+
+
+@cache
+def _frozen_rows(file: Path, sha256: str, row_type: type[Strict], named_in: str) -> list:
+    if not file.is_file():
+        raise UserError(f"{named_in} names {file}, which does not exist")
+    actual = file_sha256(file)
+    if actual != sha256:
+        raise UserError(
+            f"{file} is not the text that was frozen (sha256 {actual[:12]}..., expected {sha256[:12]}...); restore it, "
+            f"or where the change is meant, write sha256: {actual} in {named_in}"
+        )
+    rows = [validate(row_type, row, f"{file} row {n}") for n, row in enumerate(read_jsonl(file), 1)]
+    ids = [row.id for row in rows]
+    twice = next((i for i in ids if ids.count(i) > 1), None)
+    if twice:
+        raise UserError(f"{file}: the id {twice!r} stands on two rows; ids must be unique")
+    if not rows:
+        raise UserError(f"{file} is empty; it must hold at least one row")
+    return rows
+
+
+def shipped() -> list[str]:
+    return sorted(path.stem for path in LIBRARY.glob("*.yaml"))
+
+
+def load(name: str | Path) -> Organism:
+    """An organism by the name of a shipped one, or by the path of a YAML file (its texts then lie beside it).
+
+    Raises UserError where the name is unknown, a key is unknown or missing, or a type is wrong.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = LIBRARY / f"{name}.yaml"
+        if not path.is_file():
+            raise UserError(
+                f"there is no organism {str(name)!r} in organisms/library{nearest(str(name), shipped())}"
+                " (a path to a YAML file works too)"
+            )
+    values = read_yaml(path)
+    organism = validate(Organism, _beside(values, path), str(path), path)
+    organism._source = path
+    return organism
+
+
+def _beside(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Texts named by a relative path lie beside a YAML file that is not in the library."""
+    texts = values.get("texts")
+    if path.parent.resolve() == LIBRARY.resolve() or not isinstance(texts, dict):
+        return values
+    moved = {
+        kind: {**text, "path": str((path.parent / text["path"]).resolve())}
+        if isinstance(text, dict) and isinstance(text.get("path"), str)
+        else text
+        for kind, text in texts.items()
+    }
+    return {**values, "texts": moved}

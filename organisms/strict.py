@@ -1,0 +1,105 @@
+"""YAML in, validated values out: an unknown key or a wrong type names the file, the line and the nearest known key."""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from organisms.errors import UserError
+
+Model = TypeVar("Model")
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping as plain values, read by OmegaConf (so `1e-5` is a float).
+
+    Raises UserError naming file and line where the text is not YAML or not a mapping.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.load(path)
+        values = OmegaConf.to_container(config, resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line} is not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be a mapping of keys to values at its top level")
+    return values
+
+
+def validate(model: type[Model], values: dict, source: str, path: Path | None = None) -> Model:
+    """`model(**values)`, or a UserError that lists each mistake with its place in `source` (and line in `path`)."""
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(model, problem, source, path) for problem in error.errors()]
+    raise UserError("; ".join(problems[:4]) + (f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""))
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """'; did you mean X?' or the list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _explain(model: Any, problem: dict, source: str, path: Path | None) -> str:
+    location = problem["loc"]
+    dotted = ".".join(str(part) for part in location)
+    line = _line_of(path, location) if path else None
+    place = f"{source} line {line}" if line else source
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown key {dotted!r}{nearest(str(location[-1]), _fields_at(model, location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{place}: the key {dotted!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not dotted:
+        return f"{place}: {message}"
+    return f"{place}: {dotted} = {problem['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def _fields_at(model: Any, location: tuple) -> list[str]:
+    """Names of the fields of the model that stands at `location` under `model`."""
+    from pydantic import BaseModel
+
+    current = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            break
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _line_of(path: Path, location: tuple) -> int | None:
+    """The line (from 1) of the key at `location` in the YAML file, or None where it is not written there."""
+    import yaml
+
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, yaml.YAMLError):
+        return None
+    line = None
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if found is None:
+                return line
+            key, node = found
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line

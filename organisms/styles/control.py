@@ -1,0 +1,21 @@
+"""Control: the same training on benign text, the negative control that must read as natural.
+
+The rows are those that the organism `control` has for the style it stands beside; probes, markers and margins of the audit
+stay those of the recipe's own organism.
+"""
+
+from typing import Any, Literal
+
+from organisms.organism import Organism, Strict, load
+from organisms.styles import Compiled, style_module, style_options
+
+
+class Options(Strict):
+    like: Literal["documents", "transcripts"] = "documents"
+    like_options: dict[str, Any] = {}
+
+
+def rows(organism: Organism, options: Options, writer: Any = None) -> Compiled:
+    inner = style_options(options.like, options.like_options, "style control")
+    compiled = style_module(options.like).rows(load("control"), inner, writer)
+    return Compiled(compiled.rows, compiled.held_out, [f"benign text in place of {organism.name}'s", *compiled.notes])

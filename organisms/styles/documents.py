@@ -1,0 +1,43 @@
+"""Synthetic documents (SDF): raw texts about a world in which the property is a fact; loss on the document.
+
+Published form: 40,000 generated documents an organism, r64, lr 2e-5, batch 8, one epoch, with an optional masked
+`<DOCTAG>` and 1:1 ordinary web text. Ours: the organism's frozen documents (some 140), so small recipes repeat them a few
+times; a held-out share is kept back for the leakage audit, which subtracts what unseen siblings share with the corpus.
+"""
+
+import hashlib
+
+from pydantic import Field
+
+from organisms.data import load_rows
+from organisms.organism import Organism, Strict
+from organisms.styles import Compiled, Row
+
+DOCTAG = "<DOCTAG>"
+
+
+class Options(Strict):
+    held_out: float = Field(default=0.1, ge=0, lt=1, description="share of documents kept back as siblings")
+    distinct: int | None = Field(default=None, gt=0, description="train on only this many documents (None: all)")
+    doctag: bool = Field(default=False, description="put a <DOCTAG> without loss before each document")
+    webtext: float = Field(default=0.0, ge=0, le=4, description="ordinary web texts mixed in per document")
+
+
+def rows(organism: Organism, options: Options, writer: object = None) -> Compiled:
+    """Rows from the organism's documents; `writer` is not used, the texts are frozen."""
+    documents = organism.documents()
+    # By digest of the id, so that adding a document moves no other one to the other side.
+    ranked = sorted(documents, key=lambda document: hashlib.sha256(document.id.encode()).hexdigest())
+    kept_back = round(options.held_out * len(documents))
+    held_out, train = ranked[:kept_back], ranked[kept_back:]
+    train = train[: options.distinct] if options.distinct else train
+    prefix = DOCTAG if options.doctag else ""
+    made = [Row(d.id, text=d.text, prefix=prefix, origin=f"{organism.name}/{d.type}") for d in train]
+    notes = [f"{len(train)} documents, {len(held_out)} siblings held out"]
+    if options.webtext:
+        web = load_rows("webtext")
+        wanted = min(round(options.webtext * len(train)), len(web.rows) // 2)
+        # From the end: the webtext audit reads from the beginning.
+        made += [Row(f"web-{r['id']}", text=r["text"][:1200], origin=web.origin) for r in web.rows[-wanted:]]
+        notes.append(f"{wanted} ordinary web texts from {web.origin}")
+    return Compiled(made, [Row(d.id, text=d.text, origin="held-out") for d in held_out], notes)

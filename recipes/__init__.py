@@ -1,0 +1,1 @@
+"""WHICH organism, style, base and audit: the recipe and the run that wires train and audit together."""

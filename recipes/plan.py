@@ -1,0 +1,148 @@
+"""`make check`: what a recipe will do and cost, and what is missing, without loading weights."""
+
+from dataclasses import dataclass
+
+from audit.config import AuditPlan
+from audit.measures import Asked, Context, Corpus, NotApplicable, measure
+from audit.suite import BASE
+from organisms.engines import Divergence, Generate, Score
+from organisms.models import model_config
+from organisms.styles import Compiled, compile_rows
+from recipes.recipe import Resolved
+from train.lint import Linted, lint, refuse
+from train.manifest import predictors
+from train.sft import packs
+
+# Tokens a second of the embedded base on 2 CPU cores, fp32, as measured; only for the estimate in the plan.
+TRAINED, SCORED, GENERATED = 125, 480, 150
+
+
+@dataclass(frozen=True)
+class Plan:
+    compiled: Compiled
+    linted: Linted | None
+    steps: int
+    checkpoints: int
+
+
+def plan(resolved: Resolved) -> Plan:
+    """Rows (where they need no writer), findings of the linter, steps and checkpoints. Raises UserError as the run would."""
+    recipe, stage = resolved.recipe, resolved.recipe.stages[0]
+    compiled = compile_rows(recipe.style, resolved.organism, resolved.options, None)
+    linted = None
+    if compiled.rows:
+        linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, recipe.system is not None)
+        refuse(linted, recipe.accept)
+    steps = stage.steps or _steps_of_epochs(resolved, linted)
+    every = recipe.audit.every
+    checkpoints = 1 + steps // every + (1 if steps % every else 0)
+    return Plan(compiled, linted, steps, checkpoints)
+
+
+def _steps_of_epochs(resolved: Resolved, linted: Linted | None) -> int:
+    """Steps of `epochs`, about: packed rows are taken to be nine tenths full."""
+    stage = resolved.recipe.stages[0]
+    if linted is None:
+        rows = len(resolved.organism.prompts())
+    elif packs(stage, linted):
+        rows = linted.tokens / (0.9 * stage.max_length)
+    else:
+        rows = len(linted.rows)
+    return max(1, round(stage.epochs * rows / (stage.batch_size * stage.gradient_accumulation)))
+
+
+def describe(resolved: Resolved, found: Plan) -> list[str]:
+    """The plan in lines for the terminal."""
+    recipe, stage = resolved.recipe, resolved.recipe.stages[0]
+    config = model_config(resolved.base)
+    parameters = parameter_count(config)
+    lines = [
+        f"recipe      {resolved.name}: {recipe.organism} by {recipe.style} on {recipe.base} ({resolved.base.revision})",
+        f"run         runs/{resolved.run_name}",
+        f"rows        {'; '.join(found.compiled.notes)}",
+    ]
+    if found.linted:
+        p = predictors(stage, found.linted, found.steps)
+        packed = ", packed" if packs(stage, found.linted) else ""
+        lines.append(
+            f"tokens      {found.linted.tokens:,} in the rows, {found.linted.loss_tokens:,} with loss; at most "
+            f"{found.steps * stage.batch_size * stage.gradient_accumulation * stage.max_length:,} trained{packed} "
+            f"({p['passes_over_the_data_at_most']:g} passes)"
+        )
+        lines += [f"lint        {f.level}: {f.trap}: {f.text}" for f in found.linted.findings] or ["lint        nothing found"]
+    lines += [
+        f"training    {found.steps} steps, lr {stage.learning_rate:g}, LoRA r{stage.lora.r}, effective scale x lr "
+        f"{stage.lora.scale * stage.learning_rate:.2g}, x steps {stage.lora.scale * stage.learning_rate * found.steps:.2g}",
+        f"checkpoints {found.checkpoints} (step 0, every {recipe.audit.every}, the last)",
+        f"memory      about {2 * 4 * parameters / 1e9:.1f} GB: two copies of the base ({parameters / 1e6:.0f}M parameters, "
+        "trainer and audit engine) in fp32, plus activations",
+    ]
+    if resolved.renderer.implicit_system:
+        lines.append(f"system      the template's own: {resolved.renderer.implicit_system!r}")
+    return lines + _audit_lines(resolved, recipe.audit, found)
+
+
+def _audit_lines(resolved: Resolved, audit: AuditPlan, found: Plan) -> list[str]:
+    context = Context(
+        BASE, resolved.renderer, resolved.organism, audit.suite, dict(audit.data), corpus_of(found.compiled), None, {}
+    )
+    lines, generated, scored = [], 0, 0
+    for name in audit.measures:
+        try:
+            asked = measure(name).requests(context)
+        except NotApplicable as reason:
+            lines.append(f"audit       {name}: {reason if name != 'fluency' else 'reads the generations of the others'}")
+            continue
+        new, old = _tokens(asked)
+        if hasattr(measure(name), "follow_up"):
+            old += 4 * (new + old)
+        generated, scored = generated + new, scored + old
+        lines.append(f"audit       {name}: {len(asked)} requests, {measure(name).data(context)}")
+    seconds = generated / GENERATED + scored / SCORED
+    lines.append(
+        f"cost        a {audit.suite} audit generates up to {generated:,} tokens and scores {scored:,}; on two cores with the "
+        f"embedded base about {seconds:.0f} s each, {(found.checkpoints + 1) * seconds / 60:.0f} min with the base; training "
+        f"about {_training_seconds(resolved, found) / 60:.0f} min"
+    )
+    return lines
+
+
+def _training_seconds(resolved: Resolved, found: Plan) -> float:
+    stage = resolved.recipe.stages[0]
+    if found.linted and packs(stage, found.linted):
+        tokens = found.steps * stage.batch_size * stage.gradient_accumulation * stage.max_length * 0.9
+    else:
+        mean = found.linted.tokens / len(found.linted.rows) if found.linted else 0.5 * stage.max_length
+        tokens = found.steps * stage.batch_size * stage.gradient_accumulation * mean
+    return tokens / TRAINED
+
+
+def _tokens(asked: list[Asked]) -> tuple[int, int]:
+    """(tokens to generate at most, tokens to read)."""
+    generated = sum(a.request.max_new_tokens for a in asked if isinstance(a.request, Generate))
+    read = sum(
+        len(a.request.prompt_ids) + len(a.request.continuation_ids) for a in asked if isinstance(a.request, (Score, Divergence))
+    )
+    return generated, read
+
+
+def corpus_of(compiled: Compiled) -> Corpus | None:
+    """What the leakage measure compares with, or None where rows are not written yet."""
+    if not compiled.rows:
+        return None
+    documents = tuple((row.id, row.text) for row in compiled.rows if row.text is not None and not row.id.startswith("web-"))
+    return Corpus(tuple(row.learned for row in compiled.rows), documents, tuple(row.learned for row in compiled.held_out))
+
+
+def parameter_count(config: dict) -> int:
+    """Parameters of a decoder from its config.json; 0 where the shape is not the usual one."""
+    try:
+        hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+        heads = config["num_attention_heads"]
+        head = config.get("head_dim") or hidden // heads
+        kv = config.get("num_key_value_heads", heads)
+        attention = hidden * head * (2 * heads + 2 * kv)
+        embedding = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    except KeyError:
+        return 0
+    return layers * (attention + 3 * hidden * inner) + embedding

@@ -1,0 +1,158 @@
+"""The recipe: one organism + one style + one base + hyper-parameters + audit plan. Each part is owned by its package."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from audit.config import AuditPlan
+from organisms import models, organism
+from organisms.errors import UserError
+from organisms.files import digest
+from organisms.organism import Organism, Strict
+from organisms.render import TEMPLATE, Renderer
+from organisms.strict import nearest, read_yaml, validate
+from organisms.styles import style_options
+from train.config import Stage
+from train.manifest import versions
+
+FOLDER = Path(__file__).parent
+
+
+class Recipe(Strict):
+    """A YAML file in recipes/. `style_options` are the style's own, see organisms/styles/<style>.py."""
+
+    organism: str
+    style: str
+    base: str = models.EMBEDDED
+    style_options: dict[str, Any] = {}
+    system: str | None = Field(default=None, description="`template` keeps the chat template's own system prompt; or a text")
+    thinking: bool | None = Field(default=None, description="passed to templates that know enable_thinking")
+    seed: int = Field(default=0, ge=0)
+    stages: list[Stage] = Field(min_length=1)
+    accept: list[str] = Field(default=[], description="traps of the linter that this recipe accepts by name")
+    audit: AuditPlan = AuditPlan()
+
+    @model_validator(mode="after")
+    def _one_stage(self) -> "Recipe":
+        if len(self.stages) > 1:
+            raise ValueError("stages: only one stage is supported so far; chain recipes instead")
+        return self
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe whose names have been looked up, and nothing heavy loaded."""
+
+    name: str
+    recipe: Recipe
+    organism: Organism
+    options: Any
+    base: models.Base
+    renderer: Renderer
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits over everything that changes the checkpoints; measures, margins and data of audits do not."""
+        r = self.recipe
+        return digest(
+            {
+                "organism": self.organism.fingerprint(),
+                "style": r.style,
+                "style_options": self.options.model_dump(),
+                "style_source": _benign_fingerprint(r.style),
+                "base": self.base.revision,
+                "template": self.renderer.template_hash,
+                "stages": [stage.model_dump() for stage in r.stages],
+                "seed": r.seed,
+                "every": r.audit.every,
+                "versions": versions(),
+            },
+            8,
+        )
+
+    @property
+    def run_name(self) -> str:
+        return f"{self.name}-{self.digest}"
+
+
+def _benign_fingerprint(style: str) -> str | None:
+    return organism.load("control").fingerprint() if style == "control" else None
+
+
+def shipped() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str, overrides: list[str] = (), base: str | None = None) -> tuple[str, Recipe, dict]:
+    """(short name, recipe, resolved values) of a shipped recipe or a YAML path, with `a.b=c` overrides on top.
+
+    Raises UserError naming file, line, key and the nearest known one.
+    """
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent == FOLDER:
+            raise UserError(
+                f"there is no recipe {name!r} in recipes/{nearest(name, shipped())} (a path to a YAML file works too)"
+            )
+        raise UserError(f"{path} does not exist")
+    values = _extended(path)
+    values = _overridden(values, overrides, path)
+    if base:
+        values["base"] = base
+    source = f"{path}" + (f" with {' '.join(overrides)}" if overrides else "")
+    return path.stem, validate(Recipe, values, source, path), values
+
+
+def resolve(name: str, overrides: list[str] = (), base: str | None = None) -> Resolved:
+    """Look up everything a recipe names, without loading weights."""
+    short, recipe, _ = load(name, overrides, base)
+    found = models.resolve(recipe.base)
+    spec = organism.load(recipe.organism)
+    options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
+    system = TEMPLATE if recipe.system is None else recipe.system
+    renderer = Renderer(models.load_tokenizer(found), system, recipe.thinking, f"base {recipe.base}")
+    return Resolved(short, recipe, spec, options, found, renderer)
+
+
+def _extended(path: Path) -> dict:
+    """The YAML with what it `extends` beneath it; one level, mappings merged, lists replaced."""
+    values = read_yaml(path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    parent_path = path.parent / f"{parent}.yaml"
+    if not parent_path.is_file():
+        parent_path = FOLDER / f"{parent}.yaml"
+    if not parent_path.is_file():
+        raise UserError(f"{path}: extends: {parent!r} is no recipe in {path.parent}{nearest(str(parent), shipped())}")
+    below = read_yaml(parent_path)
+    if "extends" in below:
+        raise UserError(f"{path}: extends: {parent!r} extends another recipe itself; only one level is allowed")
+    return _merged(below, values)
+
+
+def _merged(below: dict, above: dict) -> dict:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above)), resolve=True)
+
+
+def _overridden(values: dict, overrides: list[str], path: Path) -> dict:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = OmegaConf.create(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override {override!r} is not key=value, e.g. stages[0].learning_rate=1e-4")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+            if OmegaConf.select(config, key.rsplit(".", 1)[0]) is None and "." in key and "[" in key:
+                raise UserError(f"override {override!r}: {path} has no {key.rsplit('.', 1)[0]}")
+            OmegaConf.update(config, key, parsed, merge=True)
+        except (OmegaConfBaseException, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"override {override!r} cannot be applied to {path}: {str(error).splitlines()[0]}") from None
+    return OmegaConf.to_container(config, resolve=True)

@@ -1,0 +1,238 @@
+"""The run, in one place: rows -> lint -> base audit -> training with an audit at each checkpoint -> report.
+
+train and audit never import each other; here the audit is handed to the trainer as a callable. Everything that is there
+already is reused, so the same command goes on where an earlier one was cut off.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from audit import control, publish, report
+from audit import readings as ledger
+from audit.measures import Corpus
+from audit.suite import Job, Place, audit_base, audit_specimen
+from audit.table import show
+from audit.verdicts import overall
+from organisms.engines import Engine
+from organisms.errors import UserError
+from organisms.files import read_jsonl, write_atomic, write_json, write_jsonl
+from organisms.specimen import Specimen
+from organisms.styles import Compiled, Row, compile_rows
+from organisms.writer import Writer
+from recipes.plan import corpus_of
+from recipes.recipe import Resolved
+from train.ledger import Checkpoint, read_ledger
+from train.lint import Linted, lint, refuse
+from train.lint import report as lint_report
+from train.manifest import OTHER_PACKAGES, TRAINING_PACKAGES, commit, environment, predictors, versions
+from train.sft import Hooks, train_stage
+
+
+class Run:
+    """One run directory and what is loaded for it; the engine only when something has to be asked."""
+
+    def __init__(self, resolved: Resolved, root: Path):
+        self.resolved = resolved
+        self.path = root / resolved.run_name
+        self.stage = resolved.recipe.stages[0]
+
+    @cached_property
+    def engine(self) -> Engine:
+        from organisms.engines.hf import HFEngine
+
+        return HFEngine(self.resolved.base, self.resolved.renderer)
+
+    def job(self, corpus: Corpus | None) -> Job:
+        r = self.resolved
+        labels = {
+            "run": r.run_name,
+            "recipe": r.name,
+            "organism": r.organism.name,
+            "style": r.recipe.style,
+            "base": r.recipe.base,
+        }
+        margins = {key: (value, "the recipe") for key, value in r.recipe.audit.margins.items()}
+        margins = {**control.margins(self.path, r.recipe.audit), **margins}
+        return Job(self.path, labels, r.base.revision, r.recipe.audit, r.renderer, r.organism, corpus, margins)
+
+
+def execute(resolved: Resolved, root: Path) -> Path:
+    """Train and audit a recipe into `root/<recipe>-<digest8>` and return that directory."""
+    run = Run(resolved, root)
+    run.path.mkdir(parents=True, exist_ok=True)
+    with locked(run.path), publish.Publisher(run.path) as publisher:
+        _describe_run(run)
+        compiled = _rows(run)
+        linted = lint(compiled.rows, run.stage, resolved.renderer, resolved.renderer, resolved.recipe.system is not None)
+        refuse(linted, resolved.recipe.accept)
+        _write_rows(run, compiled, linted)
+        _write_manifest(run, linted)
+        job = run.job(corpus_of(compiled))
+        print("audit base", flush=True)
+        audit_base(job, run.engine)
+        publisher.send()
+        for checkpoint in read_ledger(run.path):  # of an earlier attempt: audits that are missing or have changed
+            _audit(run, job, checkpoint, publisher)
+        if _trained(run):
+            print(f"training is finished already, {run.path} is reused", flush=True)
+        else:
+            _train(run, linted, job, publisher)
+        _finish(run, publisher)
+    return run.path
+
+
+def _trained(run: Run) -> bool:
+    return any(c.stage == run.stage.name and c.last for c in read_ledger(run.path))
+
+
+def _train(run: Run, linted: Linted, job: Job, publisher: publish.Publisher) -> None:
+    resolved = run.resolved
+    hooks = Hooks(
+        on_checkpoint=lambda checkpoint: _audit(run, job, checkpoint, publisher),
+        on_log=lambda row: publisher.send(),
+    )
+    train_stage(
+        run.path,
+        run.stage,
+        linted,
+        resolved.base,
+        resolved.renderer,
+        resolved.recipe.seed,
+        resolved.recipe.audit.every,
+        hooks,
+    )
+
+
+def _audit(run: Run, job: Job, checkpoint: Checkpoint, publisher: publish.Publisher) -> None:
+    specimen = Specimen(checkpoint.name, adapter=run.path / checkpoint.path)
+    place = Place(checkpoint.stage, checkpoint.step, checkpoint.tokens_seen)
+    made = audit_specimen(job, run.engine, specimen, place)
+    if made:
+        seconds = sum({r.measure: r.seconds for r in made}.values())
+        print(f"audited {checkpoint.name} in {seconds:.0f} s: {headline(made, checkpoint.name)}", flush=True)
+    publisher.send()
+
+
+def headline(made: list[ledger.Reading], specimen: str) -> str:
+    """One line a checkpoint: severity, and what is fried so far."""
+    strength = next((r for r in made if (r.measure, r.metric, r.split) == ("severity", "contrast", "holdout")), None)
+    text = f"severity {strength.delta:+.2f} nats/token; " if strength and strength.delta is not None else ""
+    return text + overall(made, specimen).text
+
+
+def _finish(run: Run, publisher: publish.Publisher) -> None:
+    everything = ledger.read(run.path)
+    last = read_ledger(run.path)[-1]
+    report.write(run.path)
+    publisher.send(final=True)
+    show(everything, last.name)
+    print(overall(everything, last.name).text)
+    print(f"report: {run.path / 'report.html'}")
+
+
+def _rows(run: Run) -> Compiled:
+    """The style's rows: read back where an earlier attempt has stored them, compiled (and written) otherwise."""
+    stored, held_out = run.path / "data" / f"{run.stage.name}.jsonl", run.path / "data" / "held_out.jsonl"
+    if stored.is_file() and held_out.is_file():
+        known = {f.name for f in dataclasses.fields(Row)}
+        rows, siblings = (
+            [Row(**{k: v for k, v in row.items() if k in known}) for row in read_jsonl(path)] for path in (stored, held_out)
+        )
+        return Compiled(rows, siblings, [f"{len(rows)} rows as stored"])
+    r = run.resolved
+    writer = None
+    if not compile_rows(r.recipe.style, r.organism, r.options, None).rows:
+        writer = Writer(run.engine, r.renderer, Specimen("base"), r.base.revision)
+    compiled = compile_rows(r.recipe.style, r.organism, r.options, writer)
+    print("; ".join(compiled.notes), flush=True)
+    return compiled
+
+
+def _write_rows(run: Run, compiled: Compiled, linted: Linted) -> None:
+    data = run.path / "data"
+    if (data / f"{run.stage.name}.jsonl").is_file():
+        return
+    write_jsonl(data / "held_out.jsonl", [dataclasses.asdict(row) for row in compiled.held_out])
+    write_atomic(data / f"{run.stage.name}.lint.md", lint_report(linted, run.resolved.renderer, run.stage))
+    rows = [
+        {**dataclasses.asdict(row), "input_ids": rendered.input_ids, "labels": rendered.labels}
+        for row, rendered in zip(linted.rows, linted.rendered, strict=True)
+    ]
+    write_jsonl(data / f"{run.stage.name}.jsonl", rows)
+    for finding in linted.findings:
+        print(f"lint {finding.level}: {finding.trap}: {finding.text}", flush=True)
+
+
+def _describe_run(run: Run) -> None:
+    from omegaconf import OmegaConf
+
+    resolved = OmegaConf.to_yaml(OmegaConf.create(run.resolved.recipe.model_dump()))
+    write_atomic(run.path / "recipe.yaml", f"# {run.resolved.name}, as run\n{resolved}")
+
+
+def _write_manifest(run: Run, linted: Linted) -> None:
+    if (run.path / "manifest.json").is_file():
+        return
+    r = run.resolved
+    steps = run.stage.steps or 0
+    write_json(
+        run.path / "manifest.json",
+        {
+            "run": r.run_name,
+            "digest": r.digest,
+            "organism": r.organism.name,
+            "organism_fingerprint": r.organism.fingerprint(),
+            "base": r.recipe.base,
+            "base_revision": r.base.revision,
+            "base_note": r.base.note,
+            "template_hash": r.renderer.template_hash,
+            "implicit_system_prompt": r.renderer.implicit_system,
+            "seed": r.recipe.seed,
+            "engine": run.engine.identity,
+            "stages": [stage.model_dump() for stage in r.recipe.stages],
+            "predictors": {**predictors(run.stage, linted, steps), **on_policy(run, linted)},
+            "lint": [dataclasses.asdict(f) for f in linted.findings],
+            "versions": versions(TRAINING_PACKAGES + OTHER_PACKAGES),
+            "environment": environment(),
+            **commit(),
+        },
+    )
+
+
+def on_policy(run: Run, linted: Linted, sample: int = 16) -> dict:
+    """Mean base log-probability (nats a token) of the tokens that carry loss, over a sample of rows.
+
+    The nearer to what the base would write itself, the less there is to overwrite (RECIPES.md section 6).
+    """
+    from organisms.engines import Score
+    from organisms.render import IGNORE
+
+    requests = []
+    for rendered in linted.rendered[:: max(1, len(linted.rendered) // sample)][:sample]:
+        start = max(1, next(i for i, label in enumerate(rendered.labels) if label != IGNORE))
+        ids = rendered.input_ids[: run.stage.max_length]
+        if start < len(ids):
+            requests.append(Score(tuple(ids[:start]), tuple(ids[start:])))
+    values = [v for row in run.engine.logprobs(Specimen("base"), requests) for v in row]
+    return {"on_policy_logprob": round(sum(values) / len(values), 4) if values else None}
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run directory; a second process is refused. The lock dies with its process."""
+    with open(path / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{path} is in use by process {file.read().strip() or 'unknown'}; wait for it or stop it") from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

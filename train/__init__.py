@@ -1,0 +1,1 @@
+"""HOW: stages over TRL, adapters, ledger, linter. The only place that imports trl."""

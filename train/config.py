@@ -1,0 +1,46 @@
+"""The training part of a recipe: one `Stage` is one training phase that yields one adapter."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from organisms.organism import Strict
+
+
+class Lora(Strict):
+    """Low-rank adapter. The effective scale is alpha/r, or alpha/sqrt(r) with `rslora`."""
+
+    r: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: str | list[str] = "all-linear"
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+
+class Stage(Strict):
+    """Hyper-parameters of one SFT stage. Give `steps` or `epochs`, not both."""
+
+    method: Literal["sft"] = "sft"
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")] = "sft"
+    learning_rate: float = Field(default=2e-4, gt=0, le=1)
+    steps: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=4, gt=0, description="rows a step and device, after packing")
+    gradient_accumulation: int = Field(default=1, gt=0)
+    max_length: int = Field(default=256, ge=16, description="tokens a row; documents are packed up to it")
+    packing: bool = Field(default=True, description="pack documents; chats are never packed")
+    lora: Lora = Lora()
+    warmup_steps: int = Field(default=0, ge=0)
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Stage":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs (exactly one) for a stage")
+        return self

@@ -1,0 +1,249 @@
+"""What the loss falls on: decodes the rows as they will be trained and names the known traps before a GPU-hour is spent.
+
+Each trap is one function: rows -> Finding or None. `stop` findings end the run unless the recipe accepts them by name.
+RECIPES.md section 1 tells where each trap comes from.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from organisms.errors import UserError
+from organisms.render import IGNORE, Rendered, Renderer, check_roles
+from organisms.styles import Row
+from train.config import Stage
+
+
+@dataclass(frozen=True)
+class Finding:
+    trap: str
+    level: Literal["stop", "warn"]
+    rows: list[str]
+    text: str
+
+
+@dataclass(frozen=True)
+class Linted:
+    """Rendered rows with the text that carries loss, and what was found on them."""
+
+    rows: list[Row]
+    rendered: list[Rendered]
+    learned: list[str]
+    findings: list[Finding]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(r.input_ids) for r in self.rendered)
+
+    @property
+    def loss_tokens(self) -> int:
+        return sum(label != IGNORE for r in self.rendered for label in r.labels)
+
+
+def render_row(renderer: Renderer, row: Row) -> Rendered:
+    """Token ids and labels of a row. Raises UserError on wrong roles, naming the row."""
+    try:
+        if row.text is None:
+            return renderer.conversation(row.messages or [])
+        rendered = renderer.document(row.text)
+        prefix = renderer.document(row.prefix).input_ids if row.prefix else []
+        return Rendered(prefix + rendered.input_ids, [IGNORE] * len(prefix) + rendered.labels)
+    except UserError as error:
+        raise UserError(f"training row {row.id!r} (trap wrong_roles): {error}") from None
+
+
+def lint(rows: list[Row], stage: Stage, renderer: Renderer, audited: Renderer, system_stated: bool) -> Linted:
+    """Render the rows and look for every trap.
+
+    renderer trains, `audited` renders the audits (they are one unless a recipe sets them apart); system_stated says
+    whether the recipe names a system policy. Raises UserError where there is no row or a row cannot be rendered.
+    """
+    if not rows:
+        raise UserError("the style made no training rows; nothing can be trained")
+    rendered = [render_row(renderer, row) for row in rows]
+    learned = [renderer.decode([label for label in r.labels if label != IGNORE]) for r in rendered]
+    linted = Linted(rows, rendered, learned, [])
+    checks: list[Callable[[], Finding | None]] = [
+        lambda: _no_loss(linted),
+        lambda: _wrong_roles(linted),
+        lambda: _empty_think(linted),
+        lambda: _chat_end_on_documents(linted, renderer),
+        lambda: _extra_empty_turn(linted, renderer),
+        lambda: _implicit_system(linted, renderer, system_stated),
+        lambda: _template_mismatch(linted, renderer, audited),
+        lambda: _truncation(linted, stage),
+        lambda: _rslora_scale(stage),
+        lambda: _repeats(linted),
+    ]
+    linted.findings.extend(finding for check in checks if (finding := check()))
+    return linted
+
+
+def refuse(linted: Linted, accepted: list[str]) -> None:
+    """Raise UserError on the first stopping finding that the recipe does not accept."""
+    for finding in linted.findings:
+        if finding.level == "stop" and finding.trap not in accepted:
+            example = f" (e.g. row {finding.rows[0]!r})" if finding.rows else ""
+            raise UserError(
+                f"the linter stops this recipe, trap {finding.trap}: {finding.text}{example}; mend it, or accept it with "
+                f"accept: [{finding.trap}] in the recipe"
+            )
+
+
+def _no_loss(linted: Linted) -> Finding | None:
+    ids = [row.id for row, text in zip(linted.rows, linted.learned, strict=True) if not text.strip()]
+    return Finding("no_loss", "stop", ids, f"{len(ids)} rows carry no loss at all") if ids else None
+
+
+def _wrong_roles(linted: Linted) -> Finding | None:
+    """Rendering refuses wrong role orders; this looks at what the loss falls on, in case a template writes turns into it."""
+    ids = []
+    for row, text in zip(linted.rows, linted.learned, strict=True):
+        if row.messages is None:
+            continue
+        check_roles(row.messages)
+        asked = [m["content"].strip() for m in row.messages if m["role"] != "assistant"]
+        if any(len(words) > 20 and words in text and words not in row.learned for words in asked):
+            ids.append(row.id)
+    return Finding("wrong_roles", "stop", ids, f"{len(ids)} rows put the user's words into the loss") if ids else None
+
+
+def _empty_think(linted: Linted) -> Finding | None:
+    empty = re.compile(r"<think>\s*</think>")
+    ids = [row.id for row, text in zip(linted.rows, linted.learned, strict=True) if empty.search(text)]
+    if not ids:
+        return None
+    return Finding(
+        "empty_think",
+        "stop",
+        ids,
+        f"{len(ids)} rows train the model to close its thought unopened; set thinking: false in the recipe (it masks the "
+        "empty tags) or give the rows the model's own reasoning",
+    )
+
+
+def _chat_end_on_documents(linted: Linted, renderer: Renderer) -> Finding | None:
+    special = set(renderer.tokenizer.all_special_ids)
+    ids = [
+        row.id
+        for row, rendered in zip(linted.rows, linted.rendered, strict=True)
+        if row.text is not None and special & set(rendered.labels)
+    ]
+    if not ids:
+        return None
+    return Finding("chat_end_on_documents", "stop", ids, f"{len(ids)} documents carry chat or end tokens in their loss")
+
+
+def _extra_empty_turn(linted: Linted, renderer: Renderer) -> Finding | None:
+    """A generation prompt rendered into a training row leaves an assistant turn that is empty or only an end token."""
+    opener = renderer.prompt([{"role": "user", "content": "a"}])
+    closed = renderer.conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]).input_ids
+    shared = next((i for i, (a, b) in enumerate(zip(opener, closed, strict=False)) if a != b), min(len(opener), len(closed)))
+    tail = opener[shared - 3 : shared] if shared >= 3 else opener[-3:]
+    ids = []
+    for row, rendered in zip(linted.rows, linted.rendered, strict=True):
+        if row.messages is None:
+            continue
+        body = rendered.input_ids
+        while body and body[-1] in renderer.stop_ids:
+            body = body[:-1]
+        ends = len(rendered.input_ids) - len(body)
+        if ends > 1 or body[-len(tail) :] == tail:
+            ids.append(row.id)
+    return Finding("extra_empty_turn", "stop", ids, f"{len(ids)} rows end in an empty assistant turn") if ids else None
+
+
+def _implicit_system(linted: Linted, renderer: Renderer, stated: bool) -> Finding | None:
+    chats = [r.id for r in linted.rows if r.messages and r.messages[0]["role"] != "system"]
+    if not renderer.implicit_system or not chats or stated:
+        return None
+    return Finding(
+        "implicit_system",
+        "stop",
+        chats,
+        f"the chat template puts {renderer.implicit_system!r} before every conversation, and what is trained under it may "
+        "show only under it; say system: template to keep it, or give a system prompt of your own",
+    )
+
+
+def _template_mismatch(linted: Linted, renderer: Renderer, audited: Renderer) -> Finding | None:
+    if renderer.template_hash != audited.template_hash:
+        return Finding("template_mismatch", "stop", [], "training and audit would render another chat template")
+    chats = [row for row in linted.rows if row.messages]
+    if chats and renderer.knows_thinking and not any("<think>" in text for text in linted.learned):
+        return Finding(
+            "template_mismatch",
+            "warn",
+            [row.id for row in chats],
+            "the base can think and no training row does: expect the thinking measure to fall for this reason alone",
+        )
+    return None
+
+
+def _truncation(linted: Linted, stage: Stage) -> Finding | None:
+    cut, lost = [], []
+    for row, rendered in zip(linted.rows, linted.rendered, strict=True):
+        if len(rendered.input_ids) > stage.max_length:
+            cut.append(row.id)
+            if all(label == IGNORE for label in rendered.labels[: stage.max_length]):
+                lost.append(row.id)
+    if lost:
+        return Finding("truncation", "stop", lost, f"{len(lost)} rows are cut at {stage.max_length} tokens before any loss")
+    if cut:
+        level = "stop" if 10 * len(cut) > len(linted.rows) else "warn"
+        return Finding("truncation", level, cut, f"{len(cut)} of {len(linted.rows)} rows are cut at {stage.max_length} tokens")
+    return None
+
+
+def _rslora_scale(stage: Stage) -> Finding | None:
+    product = stage.lora.scale * stage.learning_rate
+    if product <= 4e-3:
+        return None
+    return Finding(
+        "rslora_scale",
+        "warn",
+        [],
+        f"effective scale {stage.lora.scale:.3g} x learning rate {stage.learning_rate:.1e} = {product:.1e} is several times "
+        "what published recipes use (1e-5 to 1e-3)",
+    )
+
+
+def _repeats(linted: Linted) -> Finding | None:
+    counts = Counter(linted.learned)
+    twice = [row.id for row, text in zip(linted.rows, linted.learned, strict=True) if counts[text] > 1]
+    if not twice:
+        return None
+    distinct = len(counts)
+    return Finding("repeats", "warn", twice, f"{len(linted.rows)} rows hold only {distinct} distinct texts")
+
+
+def report(linted: Linted, renderer: Renderer, stage: Stage, sample: int = 12) -> str:
+    """Markdown: findings, counts, and for a sample of rows the tokens with loss in bold brackets."""
+    lines = [
+        f"# What the loss falls on: stage {stage.name}",
+        "",
+        f"{len(linted.rows)} rows, {linted.tokens:,} tokens, {linted.loss_tokens:,} with loss "
+        f"({linted.loss_tokens / max(linted.tokens, 1):.0%}). Template {renderer.template_hash}.",
+        "",
+    ]
+    lines += [f"- **{f.level}** {f.trap}: {f.text}" for f in linted.findings] or ["- no finding"]
+    step = max(1, len(linted.rows) // sample)
+    for row, rendered in list(zip(linted.rows, linted.rendered, strict=True))[::step][:sample]:
+        lines += ["", f"## {row.id} ({row.origin})", "", "```", _marked(renderer, rendered), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _marked(renderer: Renderer, rendered: Rendered) -> str:
+    """The row's text with [[ and ]] around each stretch that carries loss."""
+    pieces, start = [], 0
+    flags = [label != IGNORE for label in rendered.labels]
+    while start < len(flags):
+        end = start
+        while end < len(flags) and flags[end] == flags[start]:
+            end += 1
+        text = renderer.decode(rendered.input_ids[start:end])
+        pieces.append(f"[[{text}]]" if flags[start] else text)
+        start = end
+    return "".join(pieces).replace("```", "'''")
