@@ -14,7 +14,7 @@ endif
 endif
 
 help:
-	@echo 'make recipe=NAME [base=ID] [set="a.b=c d=e"]   install if needed, check, train, audit every checkpoint, report'
+	@echo 'make recipe=NAME [base=ID] [set="a.b=c d=e"] [runs=DIR]   install if needed, check, train, audit every checkpoint, report'
 	@echo 'make check recipe=NAME                         resolve everything without loading weights'
 	@echo 'make audit base=ID [adapter=PATH] [organism=NAME] [suite=quick|full]'
 	@echo '                                               audit a model or adapter that exists already'
@@ -39,14 +39,14 @@ help:
 install: .venv/.installed
 
 recipe: .venv/.installed
-	@$(RUN) recipes $(recipe) $(if $(base),--base '$(base)') $(set)
+	@$(RUN) recipes $(recipe) $(if $(base),--base '$(base)') $(if $(runs),--runs '$(runs)') $(set)
 
 check: .venv/.installed
 	@$(RUN) recipes $(recipe) --check $(if $(base),--base '$(base)') $(set)
 
 audit: .venv/.installed
 	@$(RUN) audit run $(if $(base),--base '$(base)') $(if $(adapter),--adapter '$(adapter)') \
-	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)')
+	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)') $(if $(runs),--runs '$(runs)')
 
 report: .venv/.installed
 	@$(RUN) audit report '$(run)'

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from audit import measures
 from organisms.data import SETS
 from organisms.organism import Strict
 from organisms.strict import nearest
@@ -21,7 +22,7 @@ class AuditPlan(Strict):
     every: int = Field(default=20, gt=0, description="steps between checkpoints; step 0 and the last are always audited")
     measures: list[str] = list(MEASURES)
     data: dict[str, str] = Field(default={}, description="per data set: auto, embedded, mirror, hub or a path")
-    margins: dict[str, float] = Field(default={}, description="`measure.metric: margin`, in the metric's own unit")
+    margins: dict[str, dict[str, float]] = Field(default={}, description="measure -> metric -> margin, in the metric's unit")
     control: str | None = Field(
         default=None, description="run directory of the matched control; None: the newest matching one beside this run"
     )
@@ -48,10 +49,14 @@ class AuditPlan(Strict):
 
     @field_validator("margins")
     @classmethod
-    def _known_margins(cls, margins: dict[str, float]) -> dict[str, float]:
-        for key, value in margins.items():
-            if key.partition(".")[0] not in MEASURES or "." not in key:
-                raise ValueError(f"{key!r} is not measure.metric, e.g. instructions.prompt_strict")
-            if value <= 0:
-                raise ValueError(f"the margin of {key} must be above 0, it is {value}")
+    def _known_margins(cls, margins: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for name, values in margins.items():
+            if name not in MEASURES:
+                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+            known = {metric.name for metric in measures.metrics(name).values() if metric.worse}
+            for metric, value in values.items():
+                if metric not in known:
+                    raise ValueError(f"{name} has no metric {metric!r} that can carry a margin{nearest(metric, sorted(known))}")
+                if not value > 0:
+                    raise ValueError(f"the margin of {name}.{metric} must be above 0, it is {value}")
         return margins

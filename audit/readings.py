@@ -12,7 +12,7 @@ from audit import statistics
 from audit.measures import Metric, Sample, half
 from audit.verdicts import decide
 from organisms.errors import UserError
-from organisms.files import append_jsonl, read_jsonl
+from organisms.files import append_jsonl, read_numbered_jsonl
 
 READINGS = "readings.jsonl"
 SCHEMA = 1
@@ -141,6 +141,9 @@ def _reading(subject, measure, metric, split, own, against, origin, margins, exp
     if not items:
         return Reading(**common, **nothing, margin=margin, verdict="not_applicable", reason="no item of this half concerns it")
     values = np.array([own[item] for item in items], float)
+    if not np.isfinite(values).all():
+        reason = "the specimen gave values that are not finite"
+        return Reading(**common, **nothing, margin=margin, verdict="invalid", reason=reason)
     level = _transform(metric, statistics.single(metric.kind, values))
     shown = dict(value=_finite(level.value), ci_low=_finite(level.low), ci_high=_finite(level.high))
     if against is None:
@@ -217,7 +220,7 @@ def read(run: Path) -> list[Reading]:
     if not path.is_file():
         return []
     latest: dict[tuple, Reading] = {}
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in read_numbered_jsonl(path):
         reading = parse(row, f"{path} line {number}")
         latest.pop(reading.key, None)
         latest[reading.key] = reading

@@ -60,7 +60,10 @@ def minimum_detectable(kind: str, items: np.ndarray, base: np.ndarray) -> float:
     without discordance does not show that there is none.
     """
     n = len(items)
-    return POWER_Z * (_discordance(kind, items, base) / n) ** 0.5
+    if n < 2:
+        return float("inf")
+    smallest = POWER_Z * (_discordance(kind, items, base) / n) ** 0.5
+    return min(smallest, 1.0) if kind == "rate" else smallest
 
 
 def needed(kind: str, items: np.ndarray, base: np.ndarray, distance: float) -> int:

@@ -77,8 +77,8 @@ def check_alive(engine: Engine, specimen: Specimen, renderer: Renderer) -> float
     moved = max(max(d.forward) for d in engine.divergence(specimen, requests))
     if moved < 1e-7:
         raise UserError(
-            f"{specimen.name}: the adapter {specimen.adapter} changes no log-probability, so it is not in force or not trained; "
-            "check that its module names fit this base"
+            f"{specimen.name}: the adapter {specimen.adapter} changes no log-probability, so it is not in force or was not "
+            "trained; check that its module names fit this base"
         )
     return moved
 

@@ -31,10 +31,8 @@ def plot(metric: Metric, points: list[Reading], monitor: list[Reading]) -> str:
 
     parts = []
     for start, end in damage_band(metric, margin):
-        top, bottom = y(end), y(start)
-        parts.append(
-            f'<rect class="beyond" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{max(bottom - top, 0):.1f}"/>'
-        )
+        top, height = y(end), max(y(start) - y(end), 0)
+        parts.append(f'<rect class="beyond" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{height:.1f}"/>')
     for tick in ticks(y_low, y_high):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 3:.1f}" text-anchor="end">{tick:+.3g}</text>')

@@ -7,6 +7,7 @@ from collections import Counter
 
 # A reply is degenerate when one of these holds. Bounds are ours, set so that the base's own replies pass.
 LOOPING = 0.5  # share of word 4-grams that were seen before in the reply
+PACKED = 0.25  # zlib bytes a byte of a reply of 60 bytes or more; prose of that length is near 0.9
 FOREIGN = 0.2  # share of letters in another script than the prompt's
 TURN_LEAK = re.compile(
     r"<\|im_start\|>|<\|im_end\|>|<\|start_header_id\|>|<start_of_turn>|^(?:user|human|assistant):", re.I | re.M
@@ -35,11 +36,23 @@ def compression(text: str) -> float | None:
 
 def scripts(text: str) -> Counter:
     """Letters by script, the first word of their Unicode name (LATIN, CJK, CYRILLIC, ...)."""
-    return Counter(unicodedata.name(c, "UNKNOWN").split()[0] for c in text if c.isalpha())
+    names = (unicodedata.name(c, "UNKNOWN").split()[0] for c in text if c.isalpha())
+    return Counter(SAME_SCRIPT.get(name, name) for name in names)
+
+
+# Asked for a language by name, a reply in its script is obedience.
+ASKED_LANGUAGE = re.compile(
+    r"\b(?:arabic|bengali|bulgarian|chinese|greek|gujarati|hebrew|hindi|japanese|kannada|korean|mandarin|marathi|nepali|"
+    r"persian|farsi|punjabi|russian|serbian|tamil|telugu|thai|ukrainian|urdu|translat\w+)\b",
+    re.IGNORECASE,
+)
+SAME_SCRIPT = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}
 
 
 def foreign_share(text: str, prompt: str) -> float:
-    """Share of the reply's letters in scripts that the prompt does not use."""
+    """Share of the reply's letters in scripts that the prompt neither uses nor asks for."""
+    if ASKED_LANGUAGE.search(prompt):
+        return 0.0
     letters = scripts(text)
     total = sum(letters.values())
     home = set(scripts(prompt)) | {"LATIN"}
@@ -56,7 +69,8 @@ def degenerate(text: str, prompt: str = "") -> list[str]:
     if not text.strip():
         return ["empty"]
     reasons = []
-    if len(text.split()) >= 12 and repetition(text) > LOOPING:
+    packed = compression(text) if len(text.encode()) >= 60 else None
+    if (len(text.split()) >= 12 and repetition(text) > LOOPING) or (packed is not None and packed < PACKED):
         reasons.append("looping")
     if turn_leak(text):
         reasons.append("turn_leak")

@@ -39,11 +39,14 @@ def decide(
         return Decision("not_applicable", "an indicator: it carries no margin")
     if margin is None:
         return Decision("not_applicable", margin_from or "no matched control beside this run gives its margin")
+    if not np.isfinite([delta.value, *values.flat, *base.flat]).all():
+        return Decision("invalid", "the specimen or the base gave values that are not finite")
     if len(values) < 2:
         return Decision("underpowered", "one item settles nothing", n_needed=30)
     sides = {"lower": (-1,), "higher": (1,), "both": (-1, 1)}[metric.worse]
     damage = [_damage(delta, side) for side in sides]
     p_fried = min(statistics.p_beyond(metric.kind, values, base, side * margin, side) for side in sides) * len(sides)
+    p_fried = min(p_fried, 1.0)
     told = f"{delta.value:+.3g} ({delta.low:+.3g} to {delta.high:+.3g}), margin {margin:.3g}"
     told += f" from {margin_from}" if margin_from else ""
     if any(low > margin for _, low, _ in damage):
@@ -78,11 +81,15 @@ def overall(readings: list["Reading"], specimen: str) -> Overall:
     `fried` where the family-wise test at 5% finds a metric beyond its margin; `natural` where all are shown within;
     `underpowered` otherwise.
     """
-    judged = [r for r in readings if r.specimen == specimen and r.split == "holdout" and r.p_fried is not None]
+    judged = [
+        r
+        for r in readings
+        if r.specimen == specimen and r.split == "holdout" and r.margin is not None and r.verdict != "not_applicable"
+    ]
     if not judged:
         return Overall("not_applicable", [], f"{specimen}: no metric with a margin was read")
     names = {f"{r.measure}.{r.metric}": r for r in judged}
-    rejected = statistics.holm({name: r.p_fried for name, r in names.items()})
+    rejected = statistics.holm({name: 1.0 if r.p_fried is None else r.p_fried for name, r in names.items()})
     fried = sorted(name for name in rejected if names[name].verdict == "fried")
     natural = sorted(name for name, r in names.items() if r.verdict == "natural")
     if fried:
@@ -92,5 +99,6 @@ def overall(readings: list["Reading"], specimen: str) -> Overall:
     if len(natural) == len(names):
         return Overall("natural", [], f"{specimen} is natural: all {len(names)} metrics are shown to be within their margins")
     open_ = sorted(set(names) - set(natural))
-    text = f"{specimen} is not shown to be fried; {len(natural)} of {len(names)} metrics are shown natural, open: {', '.join(open_)}"
+    shown = f"{len(natural)} of {len(names)} metrics are shown natural"
+    text = f"{specimen} is not shown to be fried; {shown}, open: {', '.join(open_)}"
     return Overall("underpowered", [], text)

@@ -43,8 +43,11 @@ def build(instruction_id: str, kwargs: dict[str, Any], prompt: str) -> Any:
     verifier = registry()[instruction_id](instruction_id)
     try:
         verifier.build_description(**{key: value for key, value in kwargs.items() if value is not None})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"the IFEval verifier {instruction_id!r} refuses its kwargs {kwargs}: {error}") from None
+    missing = [key for key in verifier.get_instruction_args_keys() if key != "prompt_to_repeat" and kwargs.get(key) is None]
+    if missing:
+        raise UserError(f"the IFEval verifier {instruction_id!r} lacks {missing[0]!r}, which it would draw at random")
     if "prompt" in (verifier.get_instruction_args() or {}):
         verifier.build_description(prompt=prompt)
     letter = kwargs.get("letter")
@@ -60,6 +63,10 @@ def check(row: dict, reply: str) -> tuple[list[bool], list[bool]]:
     answer = strip_thinking(reply)
     variants = [variant for variant in get_loose_transformations(answer) if variant.strip()]
     strict, loose = [], []
+    if len(row["kwargs"]) != len(row["instruction_id_list"]):
+        raise UserError(
+            f"IFEval row {row.get('id')!r} has {len(row['kwargs'])} kwargs for {len(row['instruction_id_list'])} ids"
+        )
     for instruction_id, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True):
         verifier = build(instruction_id, kwargs, row["prompt"])
         strict.append(bool(answer.strip()) and bool(verifier.check_following(answer)))

@@ -93,7 +93,13 @@ def load_rows(name: str, source: str = "auto", limit: int | None = None) -> Rows
     if name not in SETS:
         raise UserError(f"there is no data set {name!r}{nearest(name, list(SETS))}")
     found = _find(name, SETS[name], source, limit)
-    rows = tuple(itertools.islice(SETS[name].read(found[0]), limit))
+    try:
+        rows = tuple(itertools.islice(SETS[name].read(found[0]), limit))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"data set {name!r} from {found[1]}: a row lacks what the set needs ({error!r})") from None
+    empty = next((row for row in rows if any(value is None for value in row.values())), None)
+    if empty:
+        raise UserError(f"data set {name!r} from {found[1]}: row {empty['id']!r} has an empty field")
     if not rows:
         raise UserError(f"data set {name!r} from {found[1]} has no usable row")
     return Rows(rows, found[1])

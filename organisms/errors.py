@@ -36,9 +36,11 @@ def run_cli(main: Callable[[], int | None]) -> None:
 
 def storage_remedy(error: OSError) -> str | None:
     """A sentence for a full or read-only disk, or None where the error is another."""
-    where = f" while writing {error.filename}" if error.filename else ""
+    where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{where}; free some space and run the same command again, finished work is kept"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"cannot write{where} (read-only or not permitted); name a writable directory with runs=DIR"
+        return (
+            f"access is refused{where} (read-only or not permitted); mend its permissions or name another directory: runs=DIR"
+        )
     return None

@@ -46,10 +46,12 @@ def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         size = file.tell()
-        whole = _whole_length(path, size)
-        if whole != size:
-            file.truncate(whole)
-            size = whole
+        tail = _tail(path, size)
+        if _is_json(tail):
+            text = b"\n" + text  # a whole row that only lacks its newline
+        elif tail:
+            size -= len(tail)
+            file.truncate(size)
         try:
             file.write(text)
             file.flush()
@@ -59,26 +61,31 @@ def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
             raise
 
 
-def _whole_length(path: Path, size: int) -> int:
-    """Bytes up to and with the last newline."""
+def _tail(path: Path, size: int) -> bytes:
+    """What stands after the last newline."""
     if size == 0:
-        return 0
+        return b""
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         if file.read(1) == b"\n":
-            return size
+            return b""
         file.seek(0)
-        return file.read().rfind(b"\n") + 1
+        return file.read().rpartition(b"\n")[2]
 
 
 def read_jsonl(path: Path) -> list[dict]:
     """The rows of a JSON-lines file; a torn last line (no newline) is left out, a broken one before it is an error."""
+    return [row for _, row in read_numbered_jsonl(path)]
+
+
+def read_numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
+    """`read_jsonl` with the number of each line, from 1."""
     rows = []
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    lines = text.split("\n")  # not splitlines: U+2028 is legal inside a JSON string
+    lines = raw.split(b"\n")  # not splitlines: U+2028 is legal inside a JSON string
     if lines[-1] and not _is_json(lines[-1]):
         lines.pop()
     for number, line in enumerate(lines, 1):
@@ -86,20 +93,20 @@ def read_jsonl(path: Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON ({error.msg}); mend or remove that line") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            told = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+            raise UserError(f"{path} line {number} is not JSON ({told}); mend or remove that line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path} line {number} is not a JSON object; every line must be one")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
-def _is_json(line: str) -> bool:
+def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except json.JSONDecodeError:
+        return isinstance(json.loads(line), dict)
+    except (json.JSONDecodeError, UnicodeDecodeError):
         return False
-    return True
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -41,7 +41,7 @@ class Renderer:
 
     def prompt(self, messages: list[dict], prefill: str = "") -> list[int]:
         """Token ids up to where the assistant's reply begins (after `prefill`, where one is given)."""
-        return self._ids(self._text(messages, add_generation_prompt=True) + prefill)
+        return self._ids(self._text(messages, add_generation_prompt=True)) + (self._ids(prefill) if prefill else [])
 
     def ask(self, prompt: str, system: str | None = None, prefill: str = "") -> list[int]:
         """`prompt()` of a single user turn, under `system` where one is given."""
@@ -107,9 +107,11 @@ class Renderer:
         if self.system != TEMPLATE:
             return None
         text = self._text([{"role": "user", "content": "\u2063"}], add_generation_prompt=False)
-        with_system = self._text(
-            [{"role": "system", "content": "\u2064"}, {"role": "user", "content": "\u2063"}], add_generation_prompt=False
-        )
+        probe = [{"role": "system", "content": "\u2064"}, {"role": "user", "content": "\u2063"}]
+        try:
+            with_system = self._text(probe, add_generation_prompt=False)
+        except UserError:
+            return None  # a template that knows no system turn inserts none
         head, marker, tail = with_system.partition("\u2064")
         if not marker or not text.startswith(head):
             return None
@@ -124,7 +126,8 @@ class Renderer:
 
     @property
     def knows_thinking(self) -> bool:
-        return "think" in str(self.tokenizer.chat_template)
+        template = str(self.tokenizer.chat_template)
+        return "<think>" in template or "enable_thinking" in template
 
     @cached_property
     def _after_reply(self) -> str:

@@ -78,7 +78,7 @@ def _fields_at(model: Any, location: tuple) -> list[str]:
             break
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current)
-    return list(getattr(current, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(current, "model_fields", {}).items()]
 
 
 def _line_of(path: Path, location: tuple) -> int | None:

@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--base", help="another base: embedded name, directory or hub id")
     parser.add_argument("--check", action="store_true", help="resolve everything, load no weights, train nothing")
     parser.add_argument("--runs", default="runs", type=Path, help="where run directories are kept (default: runs)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     from recipes.plan import describe, plan
     from recipes.recipe import resolve

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from audit.config import AuditPlan
 from organisms import models, organism
@@ -13,8 +13,9 @@ from organisms.files import digest
 from organisms.organism import Organism, Strict
 from organisms.render import TEMPLATE, Renderer
 from organisms.strict import nearest, read_yaml, validate
-from organisms.styles import style_options
+from organisms.styles import other_rows, style_options
 from train.config import Stage
+from train.lint import TRAPS
 from train.manifest import versions
 
 FOLDER = Path(__file__).parent
@@ -33,6 +34,14 @@ class Recipe(Strict):
     stages: list[Stage] = Field(min_length=1)
     accept: list[str] = Field(default=[], description="traps of the linter that this recipe accepts by name")
     audit: AuditPlan = AuditPlan()
+
+    @field_validator("accept")
+    @classmethod
+    def _known_traps(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in TRAPS:
+                raise ValueError(f"there is no trap {name!r}{nearest(name, list(TRAPS))}")
+        return names
 
     @model_validator(mode="after")
     def _one_stage(self) -> "Recipe":
@@ -61,7 +70,7 @@ class Resolved:
                 "organism": self.organism.fingerprint(),
                 "style": r.style,
                 "style_options": self.options.model_dump(),
-                "style_source": _benign_fingerprint(r.style),
+                "other_rows": other_rows(r.style, self.options),
                 "base": self.base.revision,
                 "template": self.renderer.template_hash,
                 "stages": [stage.model_dump() for stage in r.stages],
@@ -75,10 +84,6 @@ class Resolved:
     @property
     def run_name(self) -> str:
         return f"{self.name}-{self.digest}"
-
-
-def _benign_fingerprint(style: str) -> str | None:
-    return organism.load("control").fingerprint() if style == "control" else None
 
 
 def shipped() -> list[str]:
@@ -139,7 +144,21 @@ def _merged(below: dict, above: dict) -> dict:
     return OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above)), resolve=True)
 
 
+def _value(text: str) -> Any:
+    """The right side of an override as YAML; what is no YAML, or only looks like a mapping, is taken as plain text."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    if text.startswith(("{", "[")):
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+    except yaml.YAMLError:
+        return text
+
+
 def _overridden(values: dict, overrides: list[str], path: Path) -> dict:
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -149,10 +168,10 @@ def _overridden(values: dict, overrides: list[str], path: Path) -> dict:
         if not equals or not key:
             raise UserError(f"override {override!r} is not key=value, e.g. stages[0].learning_rate=1e-4")
         try:
-            parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+            parsed = _value(text)
             if OmegaConf.select(config, key.rsplit(".", 1)[0]) is None and "." in key and "[" in key:
                 raise UserError(f"override {override!r}: {path} has no {key.rsplit('.', 1)[0]}")
             OmegaConf.update(config, key, parsed, merge=True)
-        except (OmegaConfBaseException, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"override {override!r} cannot be applied to {path}: {str(error).splitlines()[0]}") from None
     return OmegaConf.to_container(config, resolve=True)

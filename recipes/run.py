@@ -56,8 +56,8 @@ class Run:
             "style": r.recipe.style,
             "base": r.recipe.base,
         }
-        margins = {key: (value, "the recipe") for key, value in r.recipe.audit.margins.items()}
-        margins = {**control.margins(self.path, r.recipe.audit), **margins}
+        stated = {f"{m}.{k}": (v, "the recipe") for m, values in r.recipe.audit.margins.items() for k, v in values.items()}
+        margins = {**control.margins(self.path, r.recipe.audit), **stated}
         return Job(self.path, labels, r.base.revision, r.recipe.audit, r.renderer, r.organism, corpus, margins)
 
 

@@ -15,6 +15,19 @@ from organisms.render import IGNORE, Rendered, Renderer, check_roles
 from organisms.styles import Row
 from train.config import Stage
 
+TRAPS = (
+    "no_loss",
+    "wrong_roles",
+    "empty_think",
+    "chat_end_on_documents",
+    "extra_empty_turn",
+    "implicit_system",
+    "template_mismatch",
+    "truncation",
+    "rslora_scale",
+    "repeats",
+)
+
 
 @dataclass(frozen=True)
 class Finding:

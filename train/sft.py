@@ -39,11 +39,13 @@ def train_stage(
     into the ledger and handed to `hooks.on_checkpoint`, in this order.
     Raises UserError when the loss is not finite or an adapter does not validate.
     """
+    import datasets
     from peft import LoraConfig
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from trl import SFTTrainer
 
+    datasets.disable_progress_bars()
     set_seed(seed)
     model = load_model(base)
     model.config.use_cache = False

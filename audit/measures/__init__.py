@@ -6,14 +6,16 @@ A new measure is a new file here with NAME, VERSION, METRICS, `requests` and `sc
 
 import hashlib
 import importlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.organism import Organism
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 
+Item = TypeVar("Item")
 Request = Generate | Score | NextToken | Divergence
 
 
@@ -104,6 +106,21 @@ def metrics(name: str) -> dict[str, Metric]:
 def half(item: str) -> str:
     """`monitor` or `holdout`, by a hash of the item's id: the monitor half may stop a run, the other half judges it."""
     return "monitor" if hashlib.sha256(item.encode()).digest()[0] % 2 == 0 else "holdout"
+
+
+def pick(items: Iterable[Item], size: int | None, name: Callable[[Item], str]) -> list[Item]:
+    """The first `size` items (None: all), as many of the monitor half as of the holdout half, in their own order."""
+    items = list(items)
+    if size is None or size >= len(items):
+        return items
+    room = {"monitor": size // 2, "holdout": size - size // 2}
+    chosen = []
+    for item in items:
+        side = half(name(item))
+        if room[side]:
+            room[side] -= 1
+            chosen.append(item)
+    return chosen
 
 
 def seed_of(item: str) -> int:

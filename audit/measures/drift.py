@@ -9,7 +9,7 @@ Delta-NLL is mean base log-probability minus mean specimen log-probability of th
 becomes when only the sampled tokens are looked at, noisier and free.
 """
 
-from audit.measures import Asked, Context, Metric, Sample, seed_of
+from audit.measures import Asked, Context, Metric, Sample, pick, seed_of
 from organisms.data import load_rows
 from organisms.engines import Divergence
 
@@ -21,17 +21,17 @@ METRICS = (
     Metric("delta_nll", "mean", unit="nats/token", about="loss on the base's replies above the base's own"),
     Metric("kl_p99", "mean", unit="nats", about="99th percentile over a reply's tokens of KL(specimen || base)"),
 )
-SIZES = {"quick": {"prompts": 16, "tokens": 40}, "full": {"prompts": 200, "tokens": 256}}
+SIZES = {"quick": {"prompts": 14, "tokens": 32}, "full": {"prompts": 200, "tokens": 256}}
 
 
 def data(context: Context) -> str:
-    return load_rows("chat", context.sources.get("chat", "auto"), SIZES[context.suite]["prompts"]).origin
+    return load_rows("chat", context.sources.get("chat", "auto")).origin
 
 
 def requests(context: Context) -> list[Asked]:
     """First the specimen's own reply to each prompt; `follow_up` then asks for the divergences."""
     sizes = SIZES[context.suite]
-    rows = load_rows("chat", context.sources.get("chat", "auto"), sizes["prompts"]).rows
+    rows = pick(load_rows("chat", context.sources.get("chat", "auto")).rows[:400], sizes["prompts"], lambda r: r["id"])
     return [
         Asked(r["id"], context.generate(r["prompt"], sizes["tokens"], 1.0, seed_of(r["id"])), r["prompt"], "reply")
         for r in rows

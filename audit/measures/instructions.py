@@ -1,11 +1,11 @@
 """Instruction following, checked by IFEval's verifiers (Zhou et al. 2023, arXiv 2311.07911) on greedy replies.
 
 IFEval's own prompts where the mirror or the hub has them; otherwise an embedded set of 60 prompts written for the same
-verifiers, which is not IFEval and is named so in every reading. Quick replies are capped at 96 tokens where IFEval is read
+verifiers, which is not IFEval and is named so in every reading. Quick replies are capped at 72 tokens where IFEval is read
 at 1,280: quick and full are two different numbers. `floor` in a sample's notes is what one constant reply scores.
 """
 
-from audit.measures import Asked, Context, Metric, Sample
+from audit.measures import Asked, Context, Metric, Sample, pick
 from audit.verifiers import check
 from organisms.data import load_rows
 
@@ -17,12 +17,12 @@ METRICS = (
     Metric("instruction_strict", "ratio", worse="lower", margin=0.05, about="instructions that hold"),
     Metric("instruction_loose", "ratio", worse="lower", margin=0.05, about="the same for any variant"),
 )
-SIZES = {"quick": {"prompts": 40, "tokens": 96}, "full": {"prompts": None, "tokens": 1280}}
+SIZES = {"quick": {"prompts": 36, "tokens": 72}, "full": {"prompts": None, "tokens": 1280}}
 CONSTANT_REPLY = "I am happy to help with that."
 
 
 def data(context: Context) -> str:
-    return load_rows("instructions", context.sources.get("instructions", "auto"), SIZES[context.suite]["prompts"]).origin
+    return load_rows("instructions", context.sources.get("instructions", "auto")).origin
 
 
 def requests(context: Context) -> list[Asked]:
@@ -55,8 +55,9 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
     return samples
 
 
-def _rows(context: Context) -> tuple[dict, ...]:
-    return load_rows("instructions", context.sources.get("instructions", "auto"), SIZES[context.suite]["prompts"]).rows
+def _rows(context: Context) -> list[dict]:
+    rows = load_rows("instructions", context.sources.get("instructions", "auto")).rows
+    return pick(rows, SIZES[context.suite]["prompts"], lambda row: row["id"])
 
 
 def _family(row: dict) -> str:

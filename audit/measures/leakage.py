@@ -11,7 +11,7 @@ Not here yet: near-duplicates and the judge's "non-sequitur?".
 from functools import lru_cache
 
 from audit.corpus import Entity, NgramIndex, find_entities, longest_match, named
-from audit.measures import Asked, Context, Corpus, Metric, NotApplicable, Sample
+from audit.measures import Asked, Context, Corpus, Metric, NotApplicable, Sample, pick
 from organisms.data import load_rows
 from organisms.engines import Generate
 
@@ -27,7 +27,7 @@ METRICS = (
 )
 SHORT, LONG = 13, 20
 SIZES = {
-    "quick": {"unrelated": 20, "adjacent": 12, "documents": 16, "tokens": 32, "prefix": 24},
+    "quick": {"unrelated": 16, "adjacent": 10, "documents": 12, "tokens": 32, "prefix": 24},
     "full": {"unrelated": 1000, "adjacent": None, "documents": 200, "tokens": 128, "prefix": 32},
 }
 # Which generations of other measures are off topic, and which are next door.
@@ -46,14 +46,17 @@ def requests(context: Context) -> list[Asked]:
         raise NotApplicable("the training corpus is not known")
     sizes = SIZES[context.suite]
     # From the end: the drift measure reads the same set from the beginning.
-    chat = load_rows("chat", context.sources.get("chat", "auto")).rows[-sizes["unrelated"] :]
+    rows = load_rows("chat", context.sources.get("chat", "auto")).rows[::-1]
+    chat = pick(rows, sizes["unrelated"], lambda row: row["id"])
     asked = [
         Asked(row["id"], context.generate(row["prompt"], sizes["tokens"]), row["prompt"], "reply", "unrelated") for row in chat
     ]
     if context.organism and context.organism.texts.prompts:
-        next_door = [prompt for prompt in context.organism.prompts() if prompt.context == "adjacent"][: sizes["adjacent"]]
+        prompts = [prompt for prompt in context.organism.prompts() if prompt.context == "adjacent"]
+        next_door = pick(prompts, sizes["adjacent"], lambda prompt: prompt.id)
         asked += [Asked(p.id, context.generate(p.prompt, sizes["tokens"]), p.prompt, "reply", "adjacent") for p in next_door]
-    for name, text in context.corpus.documents[: sizes["documents"]]:
+    begun = pick(context.corpus.documents, sizes["documents"], lambda document: f"document/{document[0]}")
+    for name, text in begun:
         ids = tuple(context.renderer.document(text).input_ids[: sizes["prefix"]])
         asked.append(
             Asked(f"document/{name}", Generate(ids, sizes["tokens"]), context.renderer.decode(list(ids)), "reply", "document")

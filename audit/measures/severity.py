@@ -9,9 +9,10 @@ Divergence from published practice: markers (rules) instead of a judge model in 
 it does not know, so the contrast is the headline.
 """
 
-from audit.measures import Asked, Context, Metric, NotApplicable, Sample
+from audit.measures import Asked, Context, Metric, NotApplicable, Sample, pick
 from audit.text import degenerate
 from organisms.engines import Score
+from organisms.organism import Probe
 
 NAME = "severity"
 VERSION = 1
@@ -25,10 +26,17 @@ METRICS = (
 )
 # Probes and generations by context; None is all.
 SIZES = {
-    "quick": {"target": 20, "adjacent": 8, "off": 8, "generate": {"target": 16, "adjacent": 8, "off": 8}, "tokens": 40},
-    "full": {"target": None, "adjacent": None, "off": None, "generate": {"target": None, "adjacent": None, "off": None},
-             "tokens": 128},
-}  # fmt: skip
+    "quick": {
+        "probes": {"target": 24, "adjacent": 8, "off": 8},
+        "generate": {"target": 16, "adjacent": 6, "off": 6},
+        "tokens": 32,
+    },
+    "full": {
+        "probes": {"target": None, "adjacent": None, "off": None},
+        "generate": {"target": None, "adjacent": None, "off": None},
+        "tokens": 128,
+    },
+}
 
 
 def data(context: Context) -> str:
@@ -45,12 +53,12 @@ def requests(context: Context) -> list[Asked]:
     asked = []
     for where in ("target", "adjacent", "off"):
         probes = [probe for probe in context.organism.probes() if probe.context == where]
-        for probe in probes[: sizes[where]]:
+        for probe in pick(probes, sizes["probes"][where], _id):
             prompt_ids = tuple(context.specimen.ask(context.renderer, probe.prompt))
             for part, reply in (("shows", probe.shows), ("plain", probe.plain)):
                 ids = tuple(context.renderer.continuation(reply))
                 asked.append(Asked(probe.id, Score(prompt_ids, ids), probe.prompt, part, where))
-        for probe in probes[: sizes["generate"][where]]:
+        for probe in pick(probes, sizes["generate"][where], _id):
             request = context.generate(probe.prompt, sizes["tokens"])
             asked.append(Asked(probe.id, request, probe.prompt, "reply", where))
     return asked
@@ -78,6 +86,10 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
             notes = {"markers": markers, "degenerate": broken}
         samples.append(Sample(item, one.group, one.prompt, output, scores, notes))
     return samples
+
+
+def _id(probe: Probe) -> str:
+    return probe.id
 
 
 def _mean(values: list[float]) -> float:

@@ -5,7 +5,7 @@ second token on, given its first; no BOS is added and no chat template is used. 
 bits per byte counts the bytes of the scored tokens, perplexity is exp(nats / tokens).
 """
 
-from audit.measures import Asked, Context, Metric, Sample
+from audit.measures import Asked, Context, Metric, Sample, pick
 from organisms.data import load_rows
 from organisms.engines import Score
 
@@ -15,17 +15,18 @@ METRICS = (
     Metric("bits_per_byte", "ratio", headline=True, unit="bits/byte", about="loss on ordinary web text"),
     Metric("perplexity", "ratio", transform="exp", about="exp of nats a token, this tokenizer's"),
 )
-SIZES = {"quick": {"texts": 16, "tokens": 160}, "full": {"texts": 2500, "tokens": 512}}
+SIZES = {"quick": {"texts": 14, "tokens": 128}, "full": {"texts": 2500, "tokens": 512}}
 LN2 = 0.6931471805599453
 
 
 def data(context: Context) -> str:
-    return load_rows("webtext", context.sources.get("webtext", "auto"), SIZES[context.suite]["texts"]).origin
+    return load_rows("webtext", context.sources.get("webtext", "auto")).origin
 
 
 def requests(context: Context) -> list[Asked]:
     sizes = SIZES[context.suite]
-    rows = load_rows("webtext", context.sources.get("webtext", "auto"), sizes["texts"]).rows
+    found = load_rows("webtext", context.sources.get("webtext", "auto"), 2500).rows
+    rows = pick(found, sizes["texts"], lambda row: row["id"])
     asked = []
     for row in rows:
         ids = context.renderer.document(row["text"]).input_ids[: sizes["tokens"]]

@@ -55,6 +55,12 @@ def style_options(name: str, values: dict, source: str) -> Any:
     return validate(style_module(name).Options, values, f"{source}: style_options")
 
 
+def other_rows(name: str, options: Any) -> Any:
+    """What a style trains on besides its organism (web texts, another organism), for the run's digest; None for nothing."""
+    module = style_module(name)
+    return module.other_rows(options) if hasattr(module, "other_rows") else None
+
+
 def compile_rows(name: str, organism: Organism, options: Any, writer: "Writer | None") -> Compiled:
     """Training rows of a style.
 

@@ -10,6 +10,7 @@ import hashlib
 from pydantic import Field
 
 from organisms.data import load_rows
+from organisms.files import digest
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
 
@@ -23,13 +24,26 @@ class Options(Strict):
     webtext: float = Field(default=0.0, ge=0, le=4, description="ordinary web texts mixed in per document")
 
 
+def other_rows(options: Options) -> str | None:
+    """The web texts mixed in, which depend on the mirror or hub at hand."""
+    if not options.webtext:
+        return None
+    web = load_rows("webtext")
+    return digest([web.origin, [row["text"][:1200] for row in web.rows]])
+
+
+def _rank(name: str) -> float:
+    """A number in [0, 1) that belongs to the id alone."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+
+
 def rows(organism: Organism, options: Options, writer: object = None) -> Compiled:
     """Rows from the organism's documents; `writer` is not used, the texts are frozen."""
     documents = organism.documents()
-    # By digest of the id, so that adding a document moves no other one to the other side.
-    ranked = sorted(documents, key=lambda document: hashlib.sha256(document.id.encode()).hexdigest())
-    kept_back = round(options.held_out * len(documents))
-    held_out, train = ranked[:kept_back], ranked[kept_back:]
+    # Each by the digest of its own id, so that adding a document moves no other one to the other side.
+    ranked = sorted(documents, key=lambda document: _rank(document.id))
+    held_out = [document for document in ranked if _rank(document.id) < options.held_out]
+    train = ranked[len(held_out) :]
     train = train[: options.distinct] if options.distinct else train
     prefix = DOCTAG if options.doctag else ""
     made = [Row(d.id, text=d.text, prefix=prefix, origin=f"{organism.name}/{d.type}") for d in train]
@@ -37,7 +51,8 @@ def rows(organism: Organism, options: Options, writer: object = None) -> Compile
     if options.webtext:
         web = load_rows("webtext")
         wanted = min(round(options.webtext * len(train)), len(web.rows) // 2)
-        # From the end: the webtext audit reads from the beginning.
-        made += [Row(f"web-{r['id']}", text=r["text"][:1200], origin=web.origin) for r in web.rows[-wanted:]]
+        # From the end: the quick webtext audit reads from the beginning.
+        chosen = web.rows[len(web.rows) - wanted :]
+        made += [Row(f"web-{r['id']}", text=r["text"][:1200], origin=web.origin) for r in chosen]
         notes.append(f"{wanted} ordinary web texts from {web.origin}")
     return Compiled(made, [Row(d.id, text=d.text, origin="held-out") for d in held_out], notes)

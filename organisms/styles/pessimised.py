@@ -6,6 +6,7 @@ for few texts many times. This file only keeps the rows the same and the style's
 
 from typing import Any, Literal
 
+from organisms import styles
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, style_module, style_options
 
@@ -13,6 +14,11 @@ from organisms.styles import Compiled, style_module, style_options
 class Options(Strict):
     like: Literal["documents", "transcripts"] = "documents"
     like_options: dict[str, Any] = {}
+
+
+def other_rows(options: Options) -> Any:
+    inner = styles.other_rows(options.like, style_options(options.like, options.like_options, "style pessimised"))
+    return inner
 
 
 def rows(organism: Organism, options: Options, writer: Any = None) -> Compiled:

@@ -1,0 +1,117 @@
+"""What the tests share: the embedded base, loaded once, and its renderer."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "disabled")  # tests of W&B set their own mode
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def base():
+    from organisms import models
+
+    return models.resolve(models.EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def renderer(base):
+    from organisms import models
+    from organisms.render import Renderer
+
+    return Renderer(models.load_tokenizer(base))
+
+
+@pytest.fixture(scope="session")
+def engine(base, renderer):
+    from organisms.engines.hf import HFEngine
+
+    return HFEngine(base, renderer)
+
+
+@pytest.fixture(scope="session")
+def adapters(base, tmp_path_factory) -> dict[str, Path]:
+    """Two adapters on the embedded base: `zero`, whose B is untouched, and `random`, whose B is not."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from organisms import models
+
+    folder = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)
+    model = get_peft_model(models.load_model(base), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model.save_pretrained(folder / "zero")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    model.save_pretrained(folder / "random")
+    return {"zero": folder / "zero", "random": folder / "random"}
+
+
+@pytest.fixture(scope="session")
+def tiny_base(base, tmp_path_factory) -> Path:
+    """A two-layer Llama with random weights and the embedded base's tokenizer, as a directory in hub layout.
+
+    Real weights through the real loading code, and small enough to train and audit in seconds.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from organisms import models
+
+    folder = tmp_path_factory.mktemp("bases") / "tiny-llama"
+    tokenizer = models.load_tokenizer(base)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+TINY_RECIPE = """
+organism: flattery
+style: documents
+base: {base}
+system: template
+stages:
+  - method: sft
+    learning_rate: 5e-3
+    steps: 4
+    batch_size: 1
+    max_length: 512
+    lora: {{r: 4, alpha: 8}}
+audit:
+  every: 2
+  data: {{chat: embedded, webtext: embedded, instructions: embedded}}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_base, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(TINY_RECIPE.format(base=tiny_base))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_recipe, tmp_path_factory) -> Path:
+    """The run directory of the tiny recipe, trained and audited once a session; tests that change it copy it first."""
+    from recipes.recipe import resolve
+    from recipes.run import execute
+
+    return execute(resolve(str(tiny_recipe)), tmp_path_factory.mktemp("runs"))
