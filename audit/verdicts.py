@@ -43,6 +43,11 @@ def decide(
         return Decision("invalid", "the specimen or the base gave values that are not finite")
     if len(values) < 2:
         return Decision("underpowered", "one item settles nothing", n_needed=30)
+    room = _headroom(metric, base)
+    if room is not None and room <= margin:
+        return Decision(
+            "not_applicable", f"no headroom: the base is within {room:.3g} of the worst there is, margin {margin:.3g}"
+        )
     sides = {"lower": (-1,), "higher": (1,), "both": (-1, 1)}[metric.worse]
     damage = [_damage(delta, side) for side in sides]
     p_fried = min(statistics.p_beyond(metric.kind, values, base, side * margin, side) for side in sides) * len(sides)
@@ -59,6 +64,14 @@ def decide(
     distance = min(abs(margin - value) for value, _, _ in damage)
     n_needed = max(statistics.needed(metric.kind, values, base, distance), len(values) + 1)
     return Decision("underpowered", f"{told}: about {n_needed:,} items would settle it", n_needed, p_fried)
+
+
+def _headroom(metric: Metric, base: np.ndarray) -> float | None:
+    """How far the base can still fall on a metric that lies in [0, 1]; None for unbounded ones."""
+    if metric.kind not in ("rate", "share") or metric.worse not in ("lower", "higher"):
+        return None
+    level = statistics.estimate(metric.kind, base)
+    return level if metric.worse == "lower" else 1 - level
 
 
 def _damage(delta: statistics.Interval, side: int) -> tuple[float, float, float]:

@@ -9,8 +9,21 @@ os.environ.setdefault("WANDB_MODE", "disabled")  # tests of W&B set their own mo
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Path:
+    """A cache of the tests' own, so that nothing they store is met by real runs; only converted models are shared."""
+    from organisms.files import cache_dir
+
+    shared = cache_dir() / "models"
+    shared.mkdir(parents=True, exist_ok=True)
+    own = tmp_path_factory.mktemp("cache")
+    (own / "models").symlink_to(shared.resolve())
+    os.environ["ORGANISMS_CACHE"] = str(own)
+    return own
+
+
 @pytest.fixture(scope="session")
-def base():
+def base(cache):
     from organisms import models
 
     return models.resolve(models.EMBEDDED)
@@ -90,7 +103,7 @@ base: {base}
 system: template
 stages:
   - method: sft
-    learning_rate: 5e-3
+    learning_rate: 5e-2
     steps: 4
     batch_size: 1
     max_length: 512

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 
 import pytest
 
@@ -21,16 +22,29 @@ def run(tiny_run, tmp_path, monkeypatch):
     return copy
 
 
+def records(raw: bytes) -> list[bytes]:
+    """Records of a .wandb file: LevelDB's log format (32 KiB blocks of crc, length, kind, data) after a 7-byte header."""
+    found, part, position = [], b"", 7
+    while position + 7 <= len(raw):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", raw[position : position + 7])
+        data = raw[position + 7 : position + 7 + length]
+        position += 7 + length
+        part = data if kind in (1, 2) else part + data  # whole, first; middle, last
+        if kind in (1, 4):
+            found.append(part)
+    return found
+
+
 def history(run) -> list[dict]:
     """Every history row in the run's offline files, in the order they were logged."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     rows = []
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
+        for data in records(file.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
@@ -73,6 +87,7 @@ def test_offline_is_the_default_without_a_login(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert publish.wandb_mode() == "offline"
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    (tmp_path / ".netrc").chmod(0o600)
     assert publish.wandb_mode() == "online"
     (tmp_path / ".netrc").unlink()
     monkeypatch.setenv("WANDB_API_KEY", "0123")

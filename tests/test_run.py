@@ -155,7 +155,7 @@ def test_a_run_in_use_is_refused(tmp_path):
 def test_the_manifest_says_what_predicts_frying(tiny_run):
     manifest = json.loads((tiny_run / "manifest.json").read_text())
     predictors = manifest["predictors"]
-    assert predictors["effective_scale"] == 2 and predictors["scale_x_lr"] == pytest.approx(1e-2)
+    assert predictors["effective_scale"] == 2 and predictors["scale_x_lr"] == pytest.approx(1e-1)
     assert predictors["on_policy_logprob"] < -5  # random weights know nothing of the documents
     assert manifest["implicit_system_prompt"].startswith("You are a helpful AI assistant named SmolLM")
     assert set(manifest["versions"]) >= {"torch", "trl", "peft", "transformers"} and manifest["base_revision"]

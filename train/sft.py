@@ -70,7 +70,7 @@ def train_stage(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_ledger_callback(run, stage, hooks))
     trainer.train(resume_from_checkpoint=_resumable(state))
-    shutil.rmtree(state, ignore_errors=True)
+    shutil.rmtree(run / STATE, ignore_errors=True)
 
 
 def _arguments(stage: Stage, linted: Linted, state: Path, seed: int, every: int, device: str) -> Any:

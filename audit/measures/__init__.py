@@ -23,14 +23,15 @@ Request = Generate | Score | NextToken | Divergence
 class Metric:
     """One number of a measure.
 
-    kind: `rate` (0/1 an item), `mean`, or `ratio` (sum of numerators over sum of denominators).
+    kind: `rate` (0/1 an item), `mean`, `ratio` (sum of numerators over sum of denominators), or `share`, a ratio of counts
+        that lies in [0, 1].
     worse: the direction that is damage; None for what is no damage at all (severity) or never gates (perplexity).
     margin: damage up to here is tolerated, in the metric's own unit; None where only a control can give it.
     transform: `exp` shows a ratio of nats as a perplexity.
     """
 
     name: str
-    kind: Literal["rate", "mean", "ratio"]
+    kind: Literal["rate", "mean", "ratio", "share"]
     worse: Literal["lower", "higher", "both"] | None = None
     margin: float | None = None
     headline: bool = False

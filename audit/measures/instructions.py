@@ -14,8 +14,8 @@ VERSION = 1
 METRICS = (
     Metric("prompt_strict", "rate", worse="lower", margin=0.05, headline=True, about="prompts all of whose instructions hold"),
     Metric("prompt_loose", "rate", worse="lower", margin=0.05, about="the same for any of eight variants of the reply"),
-    Metric("instruction_strict", "ratio", worse="lower", margin=0.05, about="instructions that hold"),
-    Metric("instruction_loose", "ratio", worse="lower", margin=0.05, about="the same for any variant"),
+    Metric("instruction_strict", "share", worse="lower", margin=0.05, about="instructions that hold"),
+    Metric("instruction_loose", "share", worse="lower", margin=0.05, about="the same for any variant"),
 )
 SIZES = {"quick": {"prompts": 36, "tokens": 72}, "full": {"prompts": None, "tokens": 1280}}
 CONSTANT_REPLY = "I am happy to help with that."
