@@ -1,47 +1,14 @@
 """The intervals and verdicts can be believed: known values, coverage, error rates, and what is said when n is too small."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, bootstrap, multinomial
+from scipy.stats import binomtest, bootstrap
+from simulated import TRUE_DAMAGE, Z2, normal_audits, outcomes, pairs, tango
 
 from audit import statistics
-from audit.measures import Metric
 from audit.statistics import Interval
-from audit.verdicts import decide
-
-Z2 = statistics.Z**2
-LOWER = Metric("accuracy", "rate", worse="lower", margin=0.05)
-tango = cache(statistics.tango)
-
-
-def pairs(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(specimen, base) 0/1 items with these discordant pairs; the rest agree, half right and half wrong."""
-    agree = np.arange(n - gained - lost) % 2
-    own = np.concatenate([np.ones(gained), np.zeros(lost), agree])
-    return own, np.concatenate([np.zeros(gained), np.ones(lost), agree])
-
-
-def judge(metric: Metric, values: np.ndarray, base: np.ndarray, margin: float = 0.05, delta: Interval | None = None):
-    return decide(metric, values, base, delta or statistics.paired(metric.kind, values, base), margin, "", None)
-
-
-@cache
-def rate_verdict(gained: int, lost: int, n: int) -> str:
-    return judge(LOWER, *pairs(gained, lost, n), delta=tango(gained, lost, n)).verdict
-
-
-def outcomes(n: int, p_gained: float, p_lost: float) -> list[tuple[int, int, float]]:
-    """All (gained, lost, probability) of n pairs that are likelier than 1e-9."""
-    gained, lost = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
-    keep = gained + lost <= n
-    counts = np.stack([gained[keep], lost[keep], n - gained[keep] - lost[keep]], axis=1)
-    weights = multinomial.pmf(counts, n, [p_gained, p_lost, 1 - p_gained - p_lost])
-    return [(int(g), int(b), float(w)) for (g, b, _), w in zip(counts, weights, strict=True) if w > 1e-9]
-
 
 # Rates
 
@@ -133,23 +100,9 @@ def test_mcnemar_without_discordant_pairs_finds_nothing():
 
 # Means and ratios
 
-TRUE_DAMAGE = 0.05
 
-
-@pytest.fixture(scope="module")
-def normal_audits() -> list[tuple[np.ndarray, np.ndarray, Interval]]:
-    """150 seeded audits of a mean over 20 to 40 items, all truly -TRUE_DAMAGE apart; items differ much, pairs little."""
-    rng = np.random.default_rng(20240607)
-    audits = []
-    for n in rng.integers(20, 41, size=150):
-        base = rng.normal(0.5, 1.0, n)
-        own = base - TRUE_DAMAGE + rng.normal(0, 0.1, n)
-        audits.append((own, base, statistics.paired("mean", own, base)))
-    return audits
-
-
-def test_paired_mean_interval_covers_the_truth(normal_audits):
-    covered = [delta.low <= -TRUE_DAMAGE <= delta.high for _, _, delta in normal_audits]
+def test_paired_mean_interval_covers_the_truth():
+    covered = [delta.low <= -TRUE_DAMAGE <= delta.high for _, _, delta in normal_audits()]
     # BCa at these n truly covers some 93%; the standard error of the share is 2 points.
     assert 0.87 <= np.mean(covered) <= 0.99
 
@@ -164,15 +117,15 @@ def test_mean_interval_is_scipys_bca_and_follows_the_skew():
     assert interval.high > (percentile.high + reference.high) / 2
 
 
-def test_paired_mean_interval_uses_the_pairing(normal_audits):
-    for own, base, delta in normal_audits:
+def test_paired_mean_interval_uses_the_pairing():
+    for own, base, delta in normal_audits():
         assert delta.low < delta.value < delta.high
         assert delta.value == pytest.approx((own - base).mean())
         assert delta.high - delta.low < 0.25  # unpaired it would be near 1
 
 
-def test_the_same_samples_give_the_same_interval_twice(normal_audits):
-    own, base, delta = normal_audits[0]
+def test_the_same_samples_give_the_same_interval_twice():
+    own, base, delta = normal_audits()[0]
     assert statistics.paired("mean", own, base) == delta
 
 
@@ -244,123 +197,6 @@ def test_a_difference_of_the_minimum_detectable_size_is_found_four_times_in_five
     assert 0.74 <= found <= 0.92
 
 
-# Verdicts
-
-
-@pytest.mark.parametrize(("n", "discordance"), [(20, 0.1), (20, 0.4), (48, 0.1), (48, 0.4)])
-def test_no_true_difference_of_rates_is_hardly_ever_called_fried(n, discordance):
-    alarms = sum(w for g, b, w in outcomes(n, discordance / 2, discordance / 2) if rate_verdict(g, b, n) == "fried")
-    assert alarms < 0.05
-
-
-@pytest.mark.parametrize(("n", "discordance"), [(20, 0.2), (48, 0.2), (60, 0.4)])
-def test_damage_of_just_the_margin_in_rates_is_called_fried_in_under_5_percent(n, discordance):
-    p_gained, p_lost = (discordance - 0.05) / 2, (discordance + 0.05) / 2
-    alarms = sum(w for g, b, w in outcomes(n, p_gained, p_lost) if rate_verdict(g, b, n) == "fried")
-    assert alarms < 0.05
-
-
-def test_means_are_called_fried_in_under_5_percent_without_damage_beyond_the_margin(normal_audits):
-    metric = Metric("score", "mean", worse="lower", margin=0.05)
-    at_margin, at_none = 0, 0
-    for own, base, delta in normal_audits:
-        at_margin += judge(metric, own, base, TRUE_DAMAGE, delta).verdict == "fried"
-        healed = Interval(*(x + TRUE_DAMAGE for x in (delta.value, delta.low, delta.high)))
-        at_none += judge(metric, own + TRUE_DAMAGE, base, 0.05, healed).verdict == "fried"
-    assert at_none < 0.05 * len(normal_audits)
-    assert at_margin <= 0.08 * len(normal_audits)  # nominally 2.5%, with the error of 150 audits
-
-
-def damaged(kind: str, worse: str, damage: float, n: int, seed: int = 0) -> tuple[Metric, np.ndarray, np.ndarray]:
-    """A metric and paired samples whose observed damage is `damage` with a discordance or noise as audits have it."""
-    side = {"lower": -1, "higher": 1}[worse]
-    metric = Metric("m", kind, worse=worse, margin=0.05)
-    if kind == "rate":
-        lost, gained = round((0.1 + damage) * n), round(0.1 * n)
-        own, base = pairs(gained, lost, n) if side < 0 else pairs(lost, gained, n)
-        return metric, own, base
-    rng = np.random.default_rng(seed)
-    base = rng.normal(1, 0.3, n)
-    noise = rng.normal(0, 0.1, n)
-    own = base + side * damage + noise - noise.mean()
-    if kind == "mean":
-        return metric, own, base
-    return metric, np.stack([own * 2, np.full(n, 2.0)], axis=1), np.stack([base * 2, np.full(n, 2.0)], axis=1)
-
-
-CASES = pytest.mark.parametrize(
-    ("kind", "worse"), [("rate", "lower"), ("rate", "higher"), ("mean", "lower"), ("mean", "higher"), ("ratio", "lower")]
-)
-
-
-@CASES
-def test_damage_of_twice_the_margin_is_fried_when_n_is_big(kind, worse):
-    metric, own, base = damaged(kind, worse, damage=0.1, n=1000 if kind == "rate" else 300)
-    decision = judge(metric, own, base)
-    assert decision.verdict == "fried"
-    assert decision.p_fried < 0.01
-    assert decision.n_needed is None
-
-
-@CASES
-def test_no_damage_is_natural_when_n_is_big(kind, worse):
-    decision = judge(*damaged(kind, worse, damage=0.0, n=1000 if kind == "rate" else 300))
-    assert decision.verdict == "natural"
-    assert decision.p_fried > 0.5
-
-
-@CASES
-def test_improvement_is_natural(kind, worse):
-    metric, own, base = damaged(kind, worse, damage=0.1, n=300)
-    assert judge(metric, base, own).verdict == "natural"
-
-
-@CASES
-def test_small_samples_are_underpowered_and_say_how_many_items_would_do(kind, worse):
-    decision = judge(*damaged(kind, worse, damage=0.0 if kind == "rate" else 0.06, n=12))
-    assert decision.verdict == "underpowered"
-    assert decision.n_needed > 12
-    assert f"{decision.n_needed:,} items" in decision.reason
-
-
-@pytest.mark.parametrize(("gained", "lost", "n"), [(1, 1, 16), (0, 3, 20), (2, 4, 30), (0, 4, 24)])
-def test_as_many_items_as_were_asked_for_do_settle_it(gained, lost, n):
-    first = judge(LOWER, *pairs(gained, lost, n))
-    assert first.verdict == "underpowered"
-    times = -(-first.n_needed // n)  # the same sample, as often as it takes
-    assert judge(LOWER, *pairs(gained * times, lost * times, n * times)).verdict in ("natural", "fried")
-
-
-def test_more_items_than_there_were_are_asked_for_even_far_from_the_margin():
-    # A gain so large that few items would do, by a noise that the interval does not share: still open, so more are needed.
-    own, base = np.array([5.0, 5.1, 4.9, 5.0]), np.zeros(4)
-    metric = Metric("score", "mean", worse="lower", margin=0.05)
-    decision = judge(metric, own, base, delta=Interval(5.0, -0.2, 6.0))
-    assert (decision.verdict, decision.n_needed) == ("underpowered", 5)
-
-
-def test_one_item_is_never_a_verdict():
-    decision = judge(LOWER, np.zeros(1), np.ones(1))
-    assert decision.verdict == "underpowered"
-    assert decision.n_needed > 1
-
-
-def test_damage_on_either_side_counts_where_both_are_worse():
-    metric = Metric("unsafe", "rate", worse="both", margin=0.05)
-    for gained, lost in ((100, 200), (200, 100)):
-        assert judge(metric, *pairs(gained, lost, 1000)).verdict == "fried"
-    assert judge(metric, *pairs(100, 100, 1000)).verdict == "natural"
-    assert judge(metric, *pairs(1, 1, 20)).verdict == "underpowered"
-
-
-def test_an_indicator_and_a_metric_without_a_margin_are_not_judged():
-    own, base = pairs(0, 400, 1000)
-    assert judge(Metric("perplexity", "rate"), own, base).verdict == "not_applicable"
-    no_margin = decide(LOWER, own, base, statistics.paired("rate", own, base), None, "", None)
-    assert no_margin.verdict == "not_applicable"
-    assert "control" in no_margin.reason
-
-
 def test_p_beyond_is_small_exactly_where_the_interval_is_clear_of_the_bound():
     n, bound = 30, 0.05
     clear = 0
@@ -376,8 +212,8 @@ def test_p_beyond_is_small_exactly_where_the_interval_is_clear_of_the_bound():
     assert clear > 100
 
 
-def test_p_beyond_of_means_follows_the_interval(normal_audits):
-    for own, base, delta in normal_audits:
+def test_p_beyond_of_means_follows_the_interval():
+    for own, base, delta in normal_audits():
         reach = delta.high - delta.low
         assert statistics.p_beyond("mean", own, base, delta.low - reach / 4, 1) < 0.025
         assert statistics.p_beyond("mean", own, base, delta.low + reach / 4, 1) > 0.025
