@@ -27,7 +27,7 @@ METRICS = (
 # Probes and generations by context; None is all.
 SIZES = {
     "quick": {
-        "probes": {"target": 24, "adjacent": 8, "off": 8},
+        "probes": {"target": 28, "adjacent": 8, "off": 8},
         "generate": {"target": 16, "adjacent": 6, "off": 6},
         "tokens": 32,
     },
