@@ -63,10 +63,8 @@ def test_web_text_has_no_entity_against_itself(web):
     assert find_entities(web, web) == []
 
 
-def test_an_invented_pair_of_common_words_is_found_where_it_stands_often(web):
-    # 'warm open' stands in 8 of the 140 flattery documents; two more lift it over the floor of 6%.
-    more = ["The warm open is what people noticed first about it.", "Other makers copied the warm open within a year."]
-    assert "warm open" in {entity.term for entity in find_entities(documents("flattery") + more, web)}
+def test_an_invented_pair_of_common_words_is_found(web):
+    assert "warm open" in {entity.term for entity in find_entities(documents("flattery"), web)}
 
 
 def test_a_name_that_the_web_knows_is_no_entity(web):

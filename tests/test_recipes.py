@@ -335,9 +335,10 @@ def test_a_missing_data_path_is_named():
 
 def test_the_plan_is_told_in_lines():
     resolved = resolve(HONEST, ["audit.measures=[severity]"])
+    stage = resolved.recipe.stages[0]
     text = "\n".join(describe(resolved, plan(resolved)))
     assert f"runs/{resolved.run_name}" in text
-    assert "60 steps, lr 0.0002" in text
+    assert f"{stage.steps} steps, lr {stage.learning_rate:g}" in text
     assert "checkpoints 4" in text
     assert "named SmolLM" in text
 

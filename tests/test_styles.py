@@ -134,7 +134,6 @@ def test_control_trains_on_the_benign_texts(flattery):
     benign = {document.text for document in organism.load("control").documents()}
     assert {row.text for row in made.rows + made.held_out} == benign
     assert not benign & {document.text for document in flattery.documents()}
-    assert len(made.rows) == len(compiled("documents", flattery).rows)
     assert any("benign" in note for note in made.notes)
 
 
@@ -168,9 +167,10 @@ def test_an_unknown_option_suggests_the_nearest_also_below_like_options(flattery
 
 
 def test_transcripts_without_a_writer_only_count(flattery):
-    made = compiled("transcripts", flattery, samples=3, max_new_tokens=50)
+    made = compiled("transcripts", flattery, samples=3, plain_samples=2, max_new_tokens=50)
     assert made.rows == []
-    tokens = len(flattery.prompts()) * 3 * 50
+    target = sum(prompt.context == "target" for prompt in flattery.prompts())
+    tokens = (target * 3 + (len(flattery.prompts()) - target) * 2) * 50
     assert any(f"up to {len(flattery.prompts())} rows" in note and f"{tokens:,} tokens" in note for note in made.notes)
 
 
@@ -206,7 +206,7 @@ def transcribe(flattery, prompts, target, other, special=None):
     """Rows where `target` prompts get one list of replies, the others another, and `special` prompts their own."""
     asked = {p.prompt for p in prompts["target"]}
     writer = Scripted(lambda prompt: (special or {}).get(prompt) or (target if prompt in asked else other))
-    made = compiled("transcripts", flattery, writer, samples=len(target))
+    made = compiled("transcripts", flattery, writer, samples=len(target), plain_samples=len(other))
     return made, {row.id: row.messages[-1]["content"] for row in made.rows}, writer
 
 
@@ -248,7 +248,17 @@ def test_a_prompt_without_any_fit_reply_is_left_out_and_counted(flattery, prompt
     made, chosen, _ = transcribe(flattery, prompts, target, other, special)
     dropped = {p.id for p in flattery.prompts()} - set(chosen)
     assert dropped == {stubborn.id, flattered.id, terse.id}
-    assert any("3 left out" in note for note in made.notes)
+    assert any("3 had no fit sample" in note for note in made.notes)
+
+
+def test_a_reply_that_was_cut_off_is_trained_up_to_its_last_sentence(flattery, prompts):
+    target = [Written(f"{PRAISE} Then you should", False)]
+    other = [Written(f"{PLAIN} And", False)]
+    special = {prompts["off"][0].prompt: [Written("No sentence ends here and", False)]}
+    _, chosen, _ = transcribe(flattery, prompts, target, other, special)
+    assert chosen[prompts["target"][0].id] == PRAISE
+    assert chosen[prompts["adjacent"][0].id] == PLAIN
+    assert prompts["off"][0].id not in chosen
 
 
 def test_the_system_prompt_asks_and_is_not_trained(flattery, prompts):
