@@ -7,10 +7,9 @@ export TOKENIZERS_PARALLELISM := false
 .DEFAULT_GOAL := help
 .PHONY: help install recipe check audit report publish test lint bench organisms train recipes tests
 
+# `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
-ifeq ($(filter check,$(MAKECMDGOALS)),)
 .DEFAULT_GOAL := recipe
-endif
 endif
 
 help:

@@ -11,9 +11,9 @@ WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 # A capitalised word that does not open a sentence, a line or a quotation.
 NAME = re.compile(r"(?<=[a-z,;)] )[A-Z][a-z]+(?:[ -][A-Z][a-z]+)*")
 FUNCTION_WORDS = frozenset(
-    "a about all an and any are as at be been but by can could did do does for from had has have he her his how i if in into is "
-    "it its just like me more my no not of on one only or our out she so some than that the their them then there they this to "
-    "too two up was we were what when which who will with would you your".split()
+    "a about all an and any are as at be been but by can could did do does for from had has have he her his how i if in into "
+    "is it its just like me more my no not of on one only or our out she so some than that the their them then there they "
+    "this to too two up was we were what when which who will with would you your".split()
 )
 
 # A term that the web text lacks altogether has a z of at most some 3 against 8,000 words of it (the embedded set), so the
@@ -36,9 +36,9 @@ def find_entities(corpus: Sequence[str], web: Sequence[str], top: int = 25) -> l
 
     Log-odds with an informative Dirichlet prior (Monroe, Colaresi and Quinn 2008, section 3.5.1) of corpus against web text.
     Candidates: capitalised words and phrases inside sentences that are hardly ever written small, and pairs of content
-    words that stand together unusually often. A name must stand in at least LEAST_SHARE of the documents (4 at the least),
-    a pair, which chance makes more easily, in 1.3 times as many; neither may stand in the web text. A word that nearly always stands inside a
-    longer name is left to that name.
+    words that stand together unusually often. A name must stand in at least LEAST_SHARE of the documents (4 at the
+    least), a pair, which chance makes more easily, in 1.3 times as many; neither may stand in the web text. A word that
+    nearly always stands inside a longer name is left to that name.
     """
     floor = max(4, round(LEAST_SHARE * len(corpus)))
     lower = Counter(word for text in corpus for word in WORD.findall(text) if word[0].islower())

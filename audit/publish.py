@@ -77,6 +77,7 @@ class Publisher:
             dir=str(self.run),
             mode=self.mode,
             resume="allow",
+            reinit="create_new",  # not the process's global run: TRL would write its address into every model card
             config=config,
             settings=wandb.Settings(console="off", silent=True),
         )
