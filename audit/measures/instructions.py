@@ -17,7 +17,7 @@ METRICS = (
     Metric("instruction_strict", "share", worse="lower", margin=0.05, about="instructions that hold"),
     Metric("instruction_loose", "share", worse="lower", margin=0.05, about="the same for any variant"),
 )
-SIZES = {"quick": {"prompts": 36, "tokens": 72}, "full": {"prompts": None, "tokens": 1280}}
+SIZES = {"quick": {"prompts": 32, "tokens": 72}, "full": {"prompts": None, "tokens": 1280}}
 CONSTANT_REPLY = "I am happy to help with that."
 
 

@@ -27,7 +27,7 @@ METRICS = (
 )
 SHORT, LONG = 13, 20
 SIZES = {
-    "quick": {"unrelated": 16, "adjacent": 10, "documents": 12, "tokens": 32, "prefix": 24},
+    "quick": {"unrelated": 14, "adjacent": 8, "documents": 12, "tokens": 32, "prefix": 24},
     "full": {"unrelated": 1000, "adjacent": None, "documents": 200, "tokens": 128, "prefix": 32},
 }
 # Which generations of other measures are off topic, and which are next door.
