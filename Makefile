@@ -19,7 +19,7 @@ help:
 	@echo '                                               audit a model or adapter that exists already'
 	@echo 'make report run=DIR                            rebuild report.html and curves.png from the readings'
 	@echo 'make publish run=DIR                           send a run to W&B (again=1: as a new W&B run)'
-	@echo 'make test                                      the tests (fast=1: without the slow ones)'
+	@echo 'make test                                      the tests (all=1: with the slow ones, trained end to end)'
 	@echo 'make install                                   make .venv only'
 	@echo
 	@echo "recipes: $(basename $(notdir $(wildcard recipes/*.yaml)))"
@@ -54,7 +54,7 @@ publish: .venv/.installed
 	@$(RUN) audit publish '$(run)' $(if $(again),--again)
 
 test: .venv/.installed
-	@$(RUN) pytest $(if $(fast),-m 'not slow')
+	@$(RUN) pytest $(if $(all),,-m 'not slow')
 
 lint: .venv/.installed
 	@$(RUN) ruff check .
