@@ -30,11 +30,17 @@ def base(cache):
 
 
 @pytest.fixture(scope="session")
-def renderer(base):
+def tokenizer(base):
     from organisms import models
+
+    return models.load_tokenizer(base)
+
+
+@pytest.fixture(scope="session")
+def renderer(tokenizer):
     from organisms.render import Renderer
 
-    return Renderer(models.load_tokenizer(base))
+    return Renderer(tokenizer)
 
 
 @pytest.fixture(scope="session")

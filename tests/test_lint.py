@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from organisms import models
 from organisms.errors import UserError
 from organisms.render import IGNORE, Rendered, Renderer
 from organisms.styles import Row
@@ -30,16 +29,6 @@ ECHOING = (
     "{{ '<|im_start|>assistant\n' + m.content + ' ' + messages[loop.index0 - 1].content + '<|im_end|>\n' }}"
     "{% else %}" + TURN + "{% endif %}{% endfor %}" + OPENER
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_tokenizer(models.resolve(models.EMBEDDED))
-
-
-@pytest.fixture(scope="module")
-def renderer(tokenizer):
-    return Renderer(tokenizer)
 
 
 @pytest.fixture

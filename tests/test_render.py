@@ -4,7 +4,6 @@ import copy
 
 import pytest
 
-from organisms import models
 from organisms.errors import UserError
 from organisms.render import IGNORE, Renderer
 
@@ -27,16 +26,6 @@ THINKING = (
     "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 STRIPPING = THINKING.replace("m.role == 'assistant'", "m.role == 'assistant' and loop.last")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_tokenizer(models.resolve(models.EMBEDDED))
-
-
-@pytest.fixture(scope="module")
-def renderer(tokenizer):
-    return Renderer(tokenizer)
 
 
 @pytest.fixture
