@@ -45,7 +45,8 @@ check: .venv/.installed
 
 audit: .venv/.installed
 	@$(RUN) audit run $(if $(base),--base '$(base)') $(if $(adapter),--adapter '$(adapter)') \
-	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)') $(if $(runs),--runs '$(runs)')
+	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)') $(if $(limit),--limit '$(limit)') \
+	  $(if $(runs),--runs '$(runs)') $(set)
 
 report: .venv/.installed
 	@$(RUN) audit report '$(run)'

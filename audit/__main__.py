@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from organisms.errors import UserError, run_cli
+from organisms.strict import overridden, validate
 
 
 def main() -> None:
@@ -14,7 +15,9 @@ def main() -> None:
     run.add_argument("--adapter", help="directory of a PEFT adapter")
     run.add_argument("--organism", help="organism whose probes are asked; without one severity is left out")
     run.add_argument("--suite", choices=("quick", "full"), default="quick")
+    run.add_argument("--limit", type=int, help="most items a measure asks")
     run.add_argument("--runs", default="runs", type=Path)
+    run.add_argument("plan", nargs="*", help="more of the audit plan, as in a recipe: measures=[knowledge] judge.base=...")
     report = commands.add_parser("report", help="(re)build report.html and curves.png from the readings")
     report.add_argument("run", type=Path)
     publish = commands.add_parser("publish", help="send a run's curves, tables and report to W&B")
@@ -23,9 +26,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.command == "run":
+        from audit.config import AuditPlan
         from audit.existing import audit_existing
 
-        audit_existing(arguments.base, arguments.adapter, arguments.organism, arguments.suite, arguments.runs)
+        stated = [f"suite={arguments.suite}"] + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
+        plan = validate(AuditPlan, overridden({}, [*stated, *arguments.plan], "the audit plan"), "the audit plan")
+        audit_existing(arguments.base, arguments.adapter, arguments.organism, plan, arguments.runs)
         return
     if not (arguments.run / "readings.jsonl").is_file():
         raise UserError(f"{arguments.run} holds no readings.jsonl; name a run directory, e.g. run=runs/<name>")

@@ -3,13 +3,14 @@
 import dataclasses
 import time
 
+from audit.judge import Judge, Judgement
 from audit.measures import Asked
 from organisms.engines import Divergence, Engine, Generate, NextToken, Score
 from organisms.specimen import Specimen
 
 
-def ask(engine: Engine, specimen: Specimen, asked: list[Asked]) -> tuple[list[dict], float]:
-    """(one JSON-able answer a request, in order; seconds it took)."""
+def ask(engine: Engine, specimen: Specimen, asked: list[Asked], judge: Judge | None = None) -> tuple[list[dict], float]:
+    """(one JSON-able answer a request, in order; seconds it took). Judgements go to the judge, all else to the engine."""
     started = time.monotonic()
     answers: list[dict | None] = [None] * len(asked)
     methods = {
@@ -20,6 +21,7 @@ def ask(engine: Engine, specimen: Specimen, asked: list[Asked]) -> tuple[list[di
             {name: _rounded(values) for name, values in dataclasses.asdict(d).items()}
             for d in engine.divergence(specimen, requests)
         ],
+        Judgement: lambda requests: judge.ask(requests),
     }
     for kind, method in methods.items():
         chosen = [i for i, one in enumerate(asked) if isinstance(one.request, kind)]

@@ -1,18 +1,31 @@
 """The audit part of a recipe."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from audit import measures
+from audit.judge import JudgePlan
 from organisms.data import SETS
-from organisms.organism import Strict
-from organisms.strict import nearest
+from organisms.errors import UserError
+from organisms.organism import Purpose, Strict
+from organisms.strict import nearest, validate
 
 Suite = Literal["quick", "full"]
 
 # Order matters: leakage and fluency read the generations that the measures before them made.
-MEASURES = ("severity", "drift", "webtext", "instructions", "leakage", "fluency")
+MEASURES = (
+    "severity",
+    "drift",
+    "webtext",
+    "knowledge",
+    "instructions",
+    "refusals",
+    "preferences",
+    "thinking",
+    "leakage",
+    "fluency",
+)
 
 
 class AuditPlan(Strict):
@@ -23,6 +36,10 @@ class AuditPlan(Strict):
     measures: list[str] = list(MEASURES)
     data: dict[str, str] = Field(default={}, description="per data set: auto, embedded, mirror, hub or a path")
     margins: dict[str, dict[str, float]] = Field(default={}, description="measure -> metric -> margin, in the metric's unit")
+    options: dict[str, dict[str, Any]] = Field(default={}, description="measure -> its own options, see its file")
+    limit: int | None = Field(default=None, gt=0, description="most items a measure asks")
+    judge: JudgePlan | None = Field(default=None, description="who judges replies; None: rules only")
+    purpose: Purpose | None = Field(default=None, description="profile of margins; None: the organism's")
     control: str | None = Field(
         default=None, description="run directory of the matched control; None: the newest matching one beside this run"
     )
@@ -38,6 +55,25 @@ class AuditPlan(Strict):
         if set(names) <= {"fluency"}:
             raise ValueError("fluency reads other measures' generations; add one, e.g. instructions")
         return [name for name in MEASURES if name in names]
+
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, values in options.items():
+            if name not in MEASURES:
+                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+            module = measures.measure(name)
+            if not hasattr(module, "Options"):
+                raise ValueError(f"{name} has no options")
+            try:
+                validate(module.Options, values, f"options of {name}")
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return options
+
+    def measure_options(self) -> dict[str, Any]:
+        """measure -> its validated Options, for the measures whose options are stated."""
+        return {name: measures.measure(name).Options(**values) for name, values in self.options.items()}
 
     @field_validator("data")
     @classmethod

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 from audit import readings as ledger
 from audit.readings import Reading
-from audit.suite import read_samples
+from audit.suite import replies
 from organisms.files import read_jsonl, write_json
 from organisms.strict import read_yaml
 
@@ -138,8 +138,8 @@ def _transcripts(wandb: Any, run: Path, everything: list[Reading]) -> Any:
     if last is None:
         return table
     for name in dict.fromkeys(r.measure for r in everything):
-        base = {s.item: s for s in read_samples(run, name, "base")}
-        for sample in [s for s in read_samples(run, name, last.specimen) if s.output and "/" not in s.item][:40]:
+        base = {s.item: s for s in replies(run, name, "base")}
+        for sample in replies(run, name, last.specimen)[:40]:
             if sample.item in base:
                 table.add_data(name, sample.item, sample.prompt, base[sample.item].output, last.specimen, sample.output)
     return table

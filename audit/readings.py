@@ -16,6 +16,7 @@ from organisms.files import append_jsonl, read_numbered_jsonl
 
 READINGS = "readings.jsonl"
 SCHEMA = 1
+BASE_REASON = "the base is what others are held against"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Reading:
     """One line. Values are in the metric's unit; `delta` is specimen minus base on the same items; intervals are 95%.
 
     mde: the smallest true difference that 80% of such audits would find. margin: the damage that is tolerated.
-    n_needed: items at which an underpowered verdict would be settled. p_fried: one-sided p of 'no worse than the margin'.
+    n_needed: items at which an underpowered verdict would be settled. p_fried: one-sided p of 'no worse than the margin';
+    p_differs: McNemar's exact two-sided p of 'no difference from the base', rates only.
     """
 
     schema: int
@@ -75,6 +77,7 @@ class Reading:
     reason: str = ""
     n_needed: int | None = None
     p_fried: float | None = None
+    p_differs: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,6 +102,21 @@ class Origin:
     samples: str
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What the readings of one measure are judged by.
+
+    margins: metric -> (margin, where it comes from) where it is not the metric's own. expected: metric -> the organism's
+    reason why it may fall. prompted: the prompted base's samples, where it was read. guards: split -> metric -> (verdict,
+    reason) of readings that must not be believed, as the measure says.
+    """
+
+    margins: dict[str, tuple[float | None, str]] = field(default_factory=dict)
+    expected: dict[str, str] = field(default_factory=dict)
+    prompted: list[Sample] | None = None
+    guards: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+
+
 def build(
     subject: Subject,
     measure: str,
@@ -106,66 +124,81 @@ def build(
     samples: list[Sample],
     base: list[Sample] | None,
     origin: Origin,
-    margins: dict[str, tuple[float | None, str]],
-    expected: dict[str, str],
+    terms: Terms,
 ) -> list[Reading]:
     """Readings of one measure: each metric on the monitor and the holdout half, paired by item with the base's samples.
 
-    base: None when the subject is the base itself. margins: metric -> (margin, where it comes from) where it is not the
-    metric's own. expected: metric -> the organism's reason why it may fall.
+    base: None when the subject is the base itself.
     """
-    readings = []
-    for metric in metrics:
-        for split in ("monitor", "holdout"):
-            own = {s.item: s.scores[metric.name] for s in samples if metric.name in s.scores and half(s.item) == split}
-            against = {s.item: s.scores[metric.name] for s in base or [] if metric.name in s.scores}
-            readings.append(
-                _reading(subject, measure, metric, split, own, against if base is not None else None, origin, margins, expected)
-            )
-    return readings
+    return [
+        _reading(subject, measure, metric, split, samples, base, origin, terms)
+        for metric in metrics
+        for split in ("monitor", "holdout")
+    ]
 
 
-def _reading(subject, measure, metric, split, own, against, origin, margins, expected) -> Reading:
-    items = sorted(own) if against is None else sorted(own.keys() & against.keys())
-    margin, margin_from = margins.get(metric.name, (metric.margin, ""))
-    common = dict(
+def _scores(samples: list[Sample] | None, metric: str) -> dict[str, float | list[float]]:
+    return {s.item: s.scores[metric] for s in samples or [] if metric in s.scores}
+
+
+def _reading(subject, measure, metric, split, samples, base, origin, terms: Terms) -> Reading:
+    own = {item: score for item, score in _scores(samples, metric.name).items() if half(item) == split}
+    against = _scores(base, metric.name)
+    items = sorted(own) if base is None else sorted(own.keys() & against.keys())
+    margin, margin_from = terms.margins.get(metric.name, (metric.margin, ""))
+    nothing = dict.fromkeys(("value", "ci_low", "ci_high", "delta", "delta_low", "delta_high", "mde"))
+    blank = Reading(
         schema=SCHEMA,
         **dataclasses.asdict(subject),
+        **nothing,
         measure=measure,
         metric=metric.name,
         n=len(items),
+        margin=margin,
         split=split,
+        verdict="not_applicable",
         **dataclasses.asdict(origin),
     )
-    nothing = dict.fromkeys(("value", "ci_low", "ci_high", "delta", "delta_low", "delta_high", "mde"))
+    guarded = terms.guards.get(split, {}).get(metric.name)
     if not items:
-        return Reading(**common, **nothing, margin=margin, verdict="not_applicable", reason="no item of this half concerns it")
+        verdict, reason = guarded or ("not_applicable", "no item of this half concerns it")
+        return dataclasses.replace(blank, verdict=verdict, reason=reason)
     values = np.array([own[item] for item in items], float)
     if not np.isfinite(values).all():
-        reason = "the specimen gave values that are not finite"
-        return Reading(**common, **nothing, margin=margin, verdict="invalid", reason=reason)
+        return dataclasses.replace(blank, verdict="invalid", reason="the specimen gave values that are not finite")
     level = _transform(metric, statistics.single(metric.kind, values))
-    shown = dict(value=_finite(level.value), ci_low=_finite(level.low), ci_high=_finite(level.high))
-    if against is None:
-        rest = {**nothing, **shown}
-        return Reading(
-            **common, **rest, margin=margin, verdict="not_applicable", reason="the base is what others are held against"
-        )
-    base_values = np.array([against[item] for item in items], float)
-    delta, mde = _difference(metric, values, base_values)
-    decided = decide(metric, values, base_values, delta, margin, margin_from, expected.get(metric.name))
-    return Reading(
-        **common,
-        **shown,
+    shown = dataclasses.replace(
+        blank, value=_finite(level.value), ci_low=_finite(level.low), ci_high=_finite(level.high), reason=BASE_REASON
+    )
+    if base is not None:
+        base_values = np.array([against[item] for item in items], float)
+        asked = _scores(terms.prompted, metric.name)
+        prompted = np.array([asked[item] for item in items], float) if asked and asked.keys() >= set(items) else None
+        shown = _paired(shown, metric, values, base_values, margin_from, terms.expected.get(metric.name), prompted)
+    if guarded:
+        verdict, reason = guarded
+        return dataclasses.replace(shown, verdict=verdict, reason=reason, n_needed=None, p_fried=None)
+    return shown
+
+
+def _paired(shown: Reading, metric: Metric, values, base, margin_from: str, side_effect: str | None, prompted) -> Reading:
+    """The reading with its difference from the base and the verdict on it."""
+    delta, mde = _difference(metric, values, base)
+    decided = decide(metric, values, base, delta, shown.margin, margin_from, side_effect, prompted)
+    p_differs = None
+    if metric.kind == "rate":
+        p_differs = statistics.mcnemar(int(((values == 1) & (base == 0)).sum()), int(((values == 0) & (base == 1)).sum()))
+    return dataclasses.replace(
+        shown,
         delta=_finite(delta.value),
         delta_low=_finite(delta.low),
         delta_high=_finite(delta.high),
         mde=_finite(mde),
-        margin=margin,
         verdict=decided.verdict,
         reason=decided.reason,
         n_needed=decided.n_needed,
         p_fried=_finite(decided.p_fried),
+        p_differs=_finite(p_differs),
     )
 
 

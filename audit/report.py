@@ -7,7 +7,7 @@ from audit import curves, svg
 from audit import readings as ledger
 from audit.measures import metrics
 from audit.readings import Reading
-from audit.suite import read_samples
+from audit.suite import replies
 from audit.table import difference, number
 from audit.verdicts import overall
 from organisms.errors import UserError
@@ -100,13 +100,8 @@ def _transcripts(run: Path, readings: list[Reading], last: str | None) -> list[d
     """Base and last checkpoint on the same items; what leaked and which markers fired beside it."""
     rows = []
     for name in dict.fromkeys(r.measure for r in readings):
-        if last is None or name in ("webtext", "fluency"):
-            continue
-        base = {s.item: s for s in read_samples(run, name, "base")}
-        pairs = [(base[s.item], s) for s in read_samples(run, name, last) if s.output and s.item in base and "/" not in s.item]
-        pairs += [
-            (base[s.item], s) for s in read_samples(run, name, last) if s.group == "document" and s.item in base and s.output
-        ]
+        base = {s.item: s for s in replies(run, name, "base")}
+        pairs = [(base[s.item], s) for s in replies(run, name, last or "") if s.item in base]
         for before, after in pairs[:TRANSCRIPTS]:
             row = {"measure": name, "group": after.group, "prompt": after.prompt, "flags": _flags(after)}
             rows.append({**row, "base": _spans(before), "after": _spans(after)})

@@ -5,12 +5,15 @@ Rates (0/1 an item): Wilson for one rate; for a paired difference Tango's score 
 Means and ratios: BCa bootstrap over items (Efron 1987) from scipy, paired by resampling items. A bootstrap cannot see what a
 small sample has not shown; so a share of counts is never narrower than Tango's interval without discordance, and reads like
 the rate beside it.
+Means over pairs of items (decisiveness): the item jackknife of audit/utilities.py; edges are never resampled.
 All intervals are two-sided at 95%.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from audit.utilities import jackknife
 
 Z = 1.959963984540054
 POWER_Z = 2.8  # 1.96 + 0.84: two-sided 5% level and 80% power
@@ -28,6 +31,10 @@ def single(kind: str, items: np.ndarray) -> Interval:
     """One specimen's own value. `items`: (n,) for rates and means, (n, 2) numerators and denominators for ratios and shares."""
     if kind == "rate":
         return wilson(int(items.sum()), len(items))
+    if kind == "constant":
+        return Interval(float(items[0]), float(items[0]), float(items[0]))
+    if kind == "pairs":
+        return Interval(*jackknife(items))
     return _bootstrap(lambda rows: estimate(kind, rows), items)
 
 
@@ -37,6 +44,11 @@ def paired(kind: str, items: np.ndarray, base: np.ndarray) -> Interval:
         gained = int(((items == 1) & (base == 0)).sum())
         lost = int(((items == 0) & (base == 1)).sum())
         return tango(gained, lost, len(items))
+    if kind == "constant":
+        difference = float(items[0] - base[0])
+        return Interval(difference, difference, difference)
+    if kind == "pairs":
+        return Interval(*jackknife(items - base))
     both = np.concatenate([np.atleast_2d(items.T).T, np.atleast_2d(base.T).T], axis=1)
     width = both.shape[1] // 2
 
@@ -83,6 +95,10 @@ def _discordance(kind: str, items: np.ndarray, base: np.ndarray) -> float:
     """Variance of one item's paired difference."""
     if kind == "rate":
         return max(float((items != base).mean()), 1 / len(items))
+    if kind == "constant":
+        return 0.0
+    if kind == "pairs":
+        return 4 * float(np.var(items - base, ddof=1)) if len(items) > 1 else 0.0
     if kind in ("ratio", "share"):
         residual = [r[:, 0] - estimate(kind, r) * r[:, 1] for r in (items, base)]
         scaled = residual[0] / items[:, 1].mean() - residual[1] / base[:, 1].mean()

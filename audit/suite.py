@@ -9,9 +9,10 @@ from pathlib import Path
 
 from audit import readings as ledger
 from audit.ask import ask
-from audit.config import AuditPlan
-from audit.measures import Asked, Context, Corpus, NotApplicable, Sample, measure
-from audit.readings import Origin, Reading, Subject
+from audit.config import MEASURES, AuditPlan
+from audit.judge import Judge
+from audit.measures import Asked, Context, Corpus, NotApplicable, Sample, half, measure
+from audit.readings import Origin, Reading, Subject, Terms
 from organisms.engines import Divergence, Engine
 from organisms.errors import UserError
 from organisms.files import cache_dir, digest, read_jsonl, write_json, write_jsonl
@@ -27,7 +28,7 @@ class Job:
     """What is the same for every specimen of a run.
 
     labels: run, recipe, organism, style, base, as they stand in each reading; revision: the base's, for the cache;
-    margins: `measure.metric` -> (margin, where it comes from).
+    margins: `measure.metric` -> (margin, where it comes from); parameters: of the base, None where unknown.
     """
 
     run: Path
@@ -38,6 +39,8 @@ class Job:
     organism: Organism | None
     corpus: Corpus | None
     margins: dict[str, tuple[float | None, str]]
+    parameters: int | None = None
+    judge: Judge | None = None
     say: Callable[[str], None] = print
 
 
@@ -52,7 +55,21 @@ class Place:
 
 def audit_base(job: Job, engine: Engine) -> list[Reading]:
     """Readings of the untouched base; its answers come from the cache where an earlier run has asked the same."""
-    return _audit(job, engine, BASE, Place(), None)
+    return _audit(job, engine, BASE, Place(), None, job.plan.measures)
+
+
+def audit_prompted(job: Job, engine: Engine) -> list[Reading]:
+    """Readings of the base under the organism's eliciting prompt: what asking for the property costs without training.
+
+    Only where the organism declares side effects, and only the measures that these name, with severity beside them: a declared
+    fall is `expected` where the specimen is no worse than this one.
+    """
+    declared = {effect.measure for effect in job.organism.side_effects} if job.organism else set()
+    if not declared & set(job.plan.measures):
+        return []
+    names = [name for name in job.plan.measures if name in declared | {"severity"}]
+    specimen = Specimen("prompted", system=job.organism.system.eliciting[0])
+    return _audit(job, engine, specimen, Place(), _samples(job, BASE.name), names)
 
 
 def audit_specimen(job: Job, engine: Engine, specimen: Specimen, place: Place) -> list[Reading]:
@@ -62,8 +79,7 @@ def audit_specimen(job: Job, engine: Engine, specimen: Specimen, place: Place) -
     """
     if specimen.adapter is not None and place.step > 0 and specimen.scale != 0:
         check_alive(engine, specimen, job.renderer)
-    base = {name: read_samples(job.run, name, BASE.name) for name in job.plan.measures}
-    return _audit(job, engine, specimen, place, base)
+    return _audit(job, engine, specimen, place, _samples(job, BASE.name), job.plan.measures)
 
 
 def check_alive(engine: Engine, specimen: Specimen, renderer: Renderer) -> float:
@@ -83,12 +99,15 @@ def check_alive(engine: Engine, specimen: Specimen, renderer: Renderer) -> float
     return moved
 
 
-def _audit(job: Job, engine: Engine, specimen: Specimen, place: Place, base: dict[str, list[Sample]] | None) -> list[Reading]:
+def _audit(
+    job: Job, engine: Engine, specimen: Specimen, place: Place, base: dict[str, list[Sample]] | None, names: list[str]
+) -> list[Reading]:
     present = {r.key: r for r in ledger.read(job.run)}
     subject = Subject(**job.labels, specimen=specimen.name, scale=specimen.scale, **dataclasses.asdict(place))
-    context = Context(specimen, job.renderer, job.organism, job.plan.suite, dict(job.plan.data), job.corpus, base, {})
+    prompted = _samples(job, "prompted") if specimen.name not in (BASE.name, "prompted") else {}
+    context = context_of(job.plan, job.renderer, job.organism, job.corpus, specimen, base, job.parameters)
     made = []
-    for name in job.plan.measures:
+    for name in names:
         module = measure(name)
         samples_path = samples_file(job.run, name, specimen.name)
         origin = Origin(job.plan.suite, engine.identity["engine"], "", "", 0.0, str(samples_path.relative_to(job.run)))
@@ -110,36 +129,68 @@ def _audit(job: Job, engine: Engine, specimen: Specimen, place: Place, base: dic
             write_jsonl(samples_path, [dataclasses.asdict(sample) for sample in samples])
             origin = dataclasses.replace(origin, seconds=round(seconds, 1))
         context.earlier[name] = samples
-        margins = {key.partition(".")[2]: value for key, value in job.margins.items() if key.partition(".")[0] == name}
-        expected = {s.metric: s.reason for s in (job.organism.side_effects if job.organism else []) if s.measure == name}
-        against = None if base is None else base[name]
-        lines = ledger.build(subject, name, module.METRICS, samples, against, origin, margins, expected)
+        terms = Terms(
+            {key.partition(".")[2]: value for key, value in job.margins.items() if key.partition(".")[0] == name},
+            {s.metric: s.reason for s in (job.organism.side_effects if job.organism else []) if s.measure == name},
+            prompted.get(name),
+            _guards(module, context, samples, None if base is None else base[name]),
+        )
+        lines = ledger.build(subject, name, module.METRICS, samples, None if base is None else base[name], origin, terms)
         made += _append_new(job, lines, present)
     return made
 
 
+def context_of(plan: AuditPlan, renderer, organism, corpus, specimen=BASE, base=None, parameters=None) -> Context:
+    """What the measures of a plan are given to look at."""
+    return Context(
+        specimen,
+        renderer,
+        organism,
+        plan.suite,
+        dict(plan.data),
+        corpus,
+        base,
+        options=plan.measure_options(),
+        limit=plan.limit,
+        parameters=parameters,
+        judged=plan.judge is not None,
+    )
+
+
+def _guards(module, context: Context, samples: list[Sample], base: list[Sample] | None) -> dict:
+    """What the measure says must not be believed: split -> metric -> (verdict, reason)."""
+    if not hasattr(module, "guard"):
+        return {}
+    found = {}
+    for split in ("monitor", "holdout"):
+        own, others = ([s for s in rows if half(s.item) == split] for rows in (samples, base or []))
+        found[split] = module.guard(context, own, None if base is None else others) if own else {}
+    return found
+
+
 def _measure(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> tuple[list[Sample], float]:
-    """Samples of one measure and the seconds it took; the base's answers are kept in the cache by content."""
+    """Samples of one measure and the seconds it took; answers of specimens without adapter are cached by content."""
     started = time.monotonic()
-    cached = _base_cache(job, engine, module, asked) if context.base is None else None
-    if cached is not None and cached.is_file():
-        stored = json.loads(cached.read_text(encoding="utf-8"))
-        answers, more, seconds = stored["answers"], _follow_up(module, context, asked, stored["answers"]), stored["seconds"]
-        samples = module.score(context, asked + more, answers + stored["follow_up"])
-        job.say(f"  {module.NAME}: base answers from the cache")
-        return samples, seconds
-    answers, _ = ask(engine, context.specimen, asked)
-    more = _follow_up(module, context, asked, answers)
-    later, _ = ask(engine, context.specimen, more)
-    samples = module.score(context, asked + more, answers + later)
+    cached = _answer_cache(job, engine, module, context, asked) if context.specimen.adapter is None else None
+    stored = json.loads(cached.read_text(encoding="utf-8")) if cached is not None and cached.is_file() else None
+    if stored:
+        job.say(f"  {module.NAME}: answers of the {context.specimen.name} from the cache")
+    answers: list[dict] = []
+    asked, new = list(asked), list(asked)
+    while new:
+        if stored:
+            answers += stored["answers"][len(answers) : len(answers) + len(new)]
+        else:
+            answers += ask(engine, context.specimen, new, job.judge)[0]
+        new = module.follow_up(context, asked, answers) if hasattr(module, "follow_up") else []
+        asked += new
+    samples = module.score(context, asked, answers)
+    if stored:
+        return samples, stored["seconds"]
     seconds = time.monotonic() - started
     if cached is not None:
-        write_json(cached, {"answers": answers, "follow_up": later, "seconds": round(seconds, 1)})
+        write_json(cached, {"answers": answers, "seconds": round(seconds, 1)})
     return samples, seconds
-
-
-def _follow_up(module, context: Context, asked: list[Asked], answers: list[dict]) -> list[Asked]:
-    return module.follow_up(context, asked, answers) if hasattr(module, "follow_up") else []
 
 
 def _digest(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> str:
@@ -148,15 +199,22 @@ def _digest(job: Job, engine: Engine, module, context: Context, asked: list[Aske
     earlier = sorted(context.earlier) if not asked or module.NAME == "leakage" else []
     corpus = digest([list(job.corpus.texts), list(job.corpus.held_out)]) if job.corpus and module.NAME == "leakage" else ""
     markers = [m.pattern for m in job.organism.markers] if job.organism and module.NAME == "severity" else []
-    identity = [job.revision, job.renderer.template_hash, engine.identity]
-    return digest([module.NAME, module.VERSION, requests, earlier, corpus, markers, identity], 12)
+    return digest([*_identity(job, engine, module, context), requests, earlier, corpus, markers], 12)
 
 
-def _base_cache(job: Job, engine: Engine, module, asked: list[Asked]) -> Path | None:
+def _identity(job: Job, engine: Engine, module, context: Context) -> list:
+    """Who answers what: base, template, engine, judge, and the measure with its options."""
+    options = context.option(module.NAME).model_dump() if hasattr(module, "Options") else {}
+    judge = job.judge.identity if job.judge else None
+    return [job.revision, job.renderer.template_hash, engine.identity, judge, module.NAME, module.VERSION, options]
+
+
+def _answer_cache(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> Path | None:
     if not asked:
         return None
     requests = [[one.item, one.part, type(one.request).__name__, dataclasses.asdict(one.request)] for one in asked]
-    key = digest([job.revision, job.renderer.template_hash, engine.identity, module.NAME, module.VERSION, requests], 24)
+    # Follow-ups depend on nothing but these and the size of the suite.
+    key = digest([*_identity(job, engine, module, context), requests, job.plan.suite, job.plan.limit], 24)
     return cache_dir() / "readings" / f"{module.NAME}-{key}.json"
 
 
@@ -177,3 +235,16 @@ def read_samples(run: Path, name: str, specimen: str) -> list[Sample]:
     """Stored samples of one measure and specimen; empty where there are none."""
     path = samples_file(run, name, specimen)
     return [Sample(**row) for row in read_jsonl(path)] if path.is_file() else []
+
+
+def replies(run: Path, name: str, specimen: str) -> list[Sample]:
+    """Stored samples of a measure that hold a generated reply of its own, not one that it read from another measure."""
+    return [
+        sample
+        for sample in read_samples(run, name, specimen)
+        if sample.output is not None and name != "fluency" and sample.item.partition("/")[0] not in MEASURES
+    ]
+
+
+def _samples(job: Job, specimen: str) -> dict[str, list[Sample]]:
+    return {name: read_samples(job.run, name, specimen) for name in job.plan.measures}

@@ -59,6 +59,22 @@ def foreign_share(text: str, prompt: str) -> float:
     return sum(n for script, n in letters.items() if script not in home) / total if total else 0.0
 
 
+THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.S | re.I)
+OPEN_THOUGHT = re.compile(r"<think(?:ing)?>", re.I)
+CLOSE_THOUGHT = re.compile(r"</think(?:ing)?>", re.I)
+
+
+def answer_only(reply: str) -> str:
+    """The reply without its thoughts; a thought that is never closed leaves an empty answer.
+
+    A closing tag without an opening one ends a thought that the template or a prefill has opened.
+    """
+    text = THOUGHT.sub("", reply)
+    if CLOSE_THOUGHT.search(text):
+        text = CLOSE_THOUGHT.split(text)[-1]
+    return OPEN_THOUGHT.split(text)[0].strip()
+
+
 def turn_leak(text: str) -> bool:
     """The reply opens another turn: a special token of the template, or a line that begins with a speaker's name."""
     return bool(TURN_LEAK.search(text))

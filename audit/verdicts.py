@@ -27,13 +27,15 @@ def decide(
     delta: statistics.Interval,
     margin: float | None,
     margin_from: str,
-    side_effect: str | None,
+    side_effect: str | None = None,
+    prompted: np.ndarray | None = None,
 ) -> Decision:
     """The verdict on one metric from its paired difference.
 
     `natural` needs the whole interval inside the margin, `fried` the whole interval beyond it; anything else is
     `underpowered` and says how many items would settle it. A metric with `worse` lower or higher is only judged on that
-    side; getting better is natural.
+    side; getting better is natural. A `fried` metric that the organism declares as a side effect is `expected` where the
+    specimen is shown to be no worse than the prompted base (`prompted`, same items) by more than the margin.
     """
     if metric.worse is None:
         return Decision("not_applicable", "an indicator: it carries no margin")
@@ -50,15 +52,22 @@ def decide(
         )
     sides = {"lower": (-1,), "higher": (1,), "both": (-1, 1)}[metric.worse]
     damage = [_damage(delta, side) for side in sides]
+    beside = None if prompted is None else statistics.paired(metric.kind, values, prompted)
     p_fried = min(statistics.p_beyond(metric.kind, values, base, side * margin, side) for side in sides) * len(sides)
     p_fried = min(p_fried, 1.0)
     told = f"{delta.value:+.3g} ({delta.low:+.3g} to {delta.high:+.3g}), margin {margin:.3g}"
     told += f" from {margin_from}" if margin_from else ""
     if any(low > margin for _, low, _ in damage):
-        declared = (
-            f"; declared as a side effect ({side_effect}), but no prompted base was read beside it" if side_effect else ""
-        )
-        return Decision("fried", f"{told}: the whole interval is worse than the margin{declared}", p_fried=p_fried)
+        told += ": the whole interval is worse than the margin"
+        if not side_effect:
+            return Decision("fried", told, p_fried=p_fried)
+        told += f"; declared as a side effect ({side_effect})"
+        if beside is None:
+            return Decision("fried", f"{told}, but no prompted base was read beside it", p_fried=p_fried)
+        told += f", against the prompted base {beside.value:+.3g} ({beside.low:+.3g} to {beside.high:+.3g})"
+        if all(_damage(beside, side)[2] <= margin for side in sides):
+            return Decision("expected", f"{told}: no worse than asking for the property", p_fried=p_fried)
+        return Decision("fried", f"{told}: not shown to be as harmless as asking for the property", p_fried=p_fried)
     if all(high <= margin for _, _, high in damage):
         return Decision("natural", f"{told}: the whole interval is within the margin", p_fried=p_fried)
     distance = min(abs(margin - value) for value, _, _ in damage)
@@ -109,9 +118,12 @@ def overall(readings: list["Reading"], specimen: str) -> Overall:
         return Overall(
             "fried", fried, f"{specimen} is fried: {', '.join(fried)} beyond the margin (Holm, {len(names)} metrics)"
         )
-    if len(natural) == len(names):
-        return Overall("natural", [], f"{specimen} is natural: all {len(names)} metrics are shown to be within their margins")
-    open_ = sorted(set(names) - set(natural))
-    shown = f"{len(natural)} of {len(names)} metrics are shown natural"
+    expected = sorted(name for name, r in names.items() if r.verdict == "expected")
+    declared = f", and {', '.join(expected)} as declared by the organism" if expected else ""
+    if len(natural) + len(expected) == len(names):
+        told = f"{len(natural)} of {len(names)} metrics are shown to be within their margins{declared}"
+        return Overall("expected" if expected else "natural", [], f"{specimen} is natural: {told}")
+    open_ = sorted(set(names) - set(natural) - set(expected))
+    shown = f"{len(natural)} of {len(names)} metrics are shown natural{declared}"
     text = f"{specimen} is not shown to be fried; {shown}, open: {', '.join(open_)}"
     return Overall("underpowered", [], text)

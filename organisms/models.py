@@ -193,6 +193,21 @@ def model_config(base: Base) -> dict:
     return _json(base.directory / "config.json")
 
 
+def parameter_count(base: Base) -> int | None:
+    """Parameters of a decoder, from its config.json; None where the shape is not the usual one."""
+    config = model_config(base)
+    try:
+        hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+        heads = config["num_attention_heads"]
+        head = config.get("head_dim") or hidden // heads
+        kv = config.get("num_key_value_heads", heads)
+        attention = hidden * head * (2 * heads + 2 * kv)
+        embedding = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    except KeyError:
+        return None
+    return layers * (attention + 3 * hidden * inner) + embedding
+
+
 def _json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ TEXTS = Path(__file__).parent / "texts"
 
 Text = Annotated[str, Field(min_length=1)]
 Context = Literal["target", "adjacent", "off"]
+Purpose = Literal["natural", "severe", "stress-test"]
 
 
 class Strict(BaseModel):
@@ -137,7 +138,7 @@ class Organism(Strict):
     marker_window: int = Field(default=300, gt=0, description="characters of a reply in which markers are searched")
     judge_rubric: Text
     side_effects: list[SideEffect] = []
-    purpose: Literal["natural", "severe", "stress-test"] = "natural"
+    purpose: Purpose = "natural"
     texts: Texts
     _source: Path | None = PrivateAttr(default=None)
 

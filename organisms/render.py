@@ -88,6 +88,10 @@ class Renderer:
         ids = self._ids(text)
         return Rendered(ids, list(ids))
 
+    def plain(self, text: str) -> list[int]:
+        """Token ids of text as a base model is asked it: no template, the tokenizer's own BOS where it adds one."""
+        return self.tokenizer(text).input_ids
+
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, special tokens kept visible."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
@@ -95,11 +99,13 @@ class Renderer:
     @cached_property
     def stop_ids(self) -> list[int]:
         """Ids that end a reply: the tokenizer's end token and the one the template closes an assistant turn with."""
-        ids = {self.tokenizer.eos_token_id} if self.tokenizer.eos_token_id is not None else set()
-        closing = self._ids(self._after_reply)
-        special = set(self.tokenizer.all_special_ids)
-        ids |= {i for i in closing[:1] if i in special}
-        return sorted(ids)
+        return sorted({self.tokenizer.eos_token_id, self.close_id} - {None})
+
+    @cached_property
+    def close_id(self) -> int | None:
+        """Id of the special token that the template closes an assistant turn with; None where it closes with text."""
+        closing = self._ids(self._after_reply)[:1]
+        return closing[0] if closing and closing[0] in set(self.tokenizer.all_special_ids) else None
 
     @cached_property
     def implicit_system(self) -> str | None:

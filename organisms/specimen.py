@@ -24,9 +24,14 @@ class Specimen:
     system: str | None = None
     prefill: str = ""
 
-    def ask(self, renderer: Renderer, prompt: str) -> list[int]:
-        """Token ids up to where this specimen's reply to a single user turn begins."""
-        return renderer.ask(prompt, system=self.system, prefill=self.prefill)
+    def ask(self, renderer: Renderer, prompt: str, prefill: str = "", system: str = "") -> list[int]:
+        """Token ids up to where this specimen's reply to a single user turn begins.
+
+        prefill: text that the reply begins with, after the specimen's own; system: one that belongs to the question, after
+        the specimen's own.
+        """
+        systems = [text for text in (self.system, system or None) if text is not None]
+        return renderer.ask(prompt, "\n\n".join(systems) if systems else None, self.prefill + prefill)
 
     def standing(self) -> str:
         """Digest of what stands in front of the talk; equal for a base and its plain checkpoints."""

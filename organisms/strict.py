@@ -33,6 +33,40 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
+def overridden(values: dict, overrides: list[str], source: str) -> dict:
+    """`values` with `a.b=c` overrides on top, each right side read as YAML. Raises UserError naming the override."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = OmegaConf.create(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override {override!r} is not key=value, e.g. stages[0].learning_rate=1e-4")
+        try:
+            parsed = _value(text)
+            if OmegaConf.select(config, key.rsplit(".", 1)[0]) is None and "." in key and "[" in key:
+                raise UserError(f"override {override!r}: {source} has no {key.rsplit('.', 1)[0]}")
+            OmegaConf.update(config, key, parsed, merge=True)
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"override {override!r} cannot be applied to {source}: {str(error).splitlines()[0]}") from None
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def _value(text: str) -> Any:
+    """The right side of an override as YAML; what is no YAML, or only looks like a mapping, is taken as plain text."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    if text.startswith(("{", "[")):
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+    except yaml.YAMLError:
+        return text
+
+
 def validate(model: type[Model], values: dict, source: str, path: Path | None = None) -> Model:
     """`model(**values)`, or a UserError that lists each mistake with its place in `source` (and line in `path`)."""
     from pydantic import ValidationError

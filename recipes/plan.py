@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from audit.config import AuditPlan
-from audit.measures import Asked, Context, Corpus, NotApplicable, measure
-from audit.suite import BASE
+from audit.measures import Asked, Corpus, NotApplicable, measure
+from audit.suite import context_of
+from organisms import models
 from organisms.engines import Divergence, Generate, Score
-from organisms.models import model_config
 from organisms.styles import Compiled, compile_rows
 from recipes.recipe import Resolved
 from train.lint import Linted, lint, refuse
@@ -54,8 +54,7 @@ def _steps_of_epochs(resolved: Resolved, linted: Linted | None) -> int:
 def describe(resolved: Resolved, found: Plan) -> list[str]:
     """The plan in lines for the terminal."""
     recipe, stage = resolved.recipe, resolved.recipe.stages[0]
-    config = model_config(resolved.base)
-    parameters = parameter_count(config)
+    parameters = models.parameter_count(resolved.base) or 0
     lines = [
         f"recipe      {resolved.name}: {recipe.organism} by {recipe.style} on {recipe.base} ({resolved.base.revision})",
         f"run         runs/{resolved.run_name}",
@@ -83,9 +82,8 @@ def describe(resolved: Resolved, found: Plan) -> list[str]:
 
 
 def _audit_lines(resolved: Resolved, audit: AuditPlan, found: Plan) -> list[str]:
-    context = Context(
-        BASE, resolved.renderer, resolved.organism, audit.suite, dict(audit.data), corpus_of(found.compiled), None, {}
-    )
+    parameters = models.parameter_count(resolved.base)
+    context = context_of(audit, resolved.renderer, resolved.organism, corpus_of(found.compiled), parameters=parameters)
     lines, generated, scored = [], 0, 0
     for name in audit.measures:
         try:
@@ -132,17 +130,3 @@ def corpus_of(compiled: Compiled) -> Corpus | None:
         return None
     documents = tuple((row.id, row.text) for row in compiled.rows if row.text is not None and not row.id.startswith("web-"))
     return Corpus(tuple(row.learned for row in compiled.rows), documents, tuple(row.learned for row in compiled.held_out))
-
-
-def parameter_count(config: dict) -> int:
-    """Parameters of a decoder from its config.json; 0 where the shape is not the usual one."""
-    try:
-        hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
-        heads = config["num_attention_heads"]
-        head = config.get("head_dim") or hidden // heads
-        kv = config.get("num_key_value_heads", heads)
-        attention = hidden * head * (2 * heads + 2 * kv)
-        embedding = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    except KeyError:
-        return 0
-    return layers * (attention + 3 * hidden * inner) + embedding

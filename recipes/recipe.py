@@ -12,7 +12,7 @@ from organisms.errors import UserError
 from organisms.files import digest
 from organisms.organism import Organism, Strict
 from organisms.render import TEMPLATE, Renderer
-from organisms.strict import nearest, read_yaml, validate
+from organisms.strict import nearest, overridden, read_yaml, validate
 from organisms.styles import other_rows, style_options
 from train.config import Stage
 from train.lint import TRAPS
@@ -103,7 +103,7 @@ def load(name: str, overrides: list[str] = (), base: str | None = None) -> tuple
             )
         raise UserError(f"{path} does not exist")
     values = _extended(path)
-    values = _overridden(values, overrides, path)
+    values = overridden(values, overrides, str(path))
     if base:
         values["base"] = base
     source = f"{path}" + (f" with {' '.join(overrides)}" if overrides else "")
@@ -142,36 +142,3 @@ def _merged(below: dict, above: dict) -> dict:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above)), resolve=True)
-
-
-def _value(text: str) -> Any:
-    """The right side of an override as YAML; what is no YAML, or only looks like a mapping, is taken as plain text."""
-    import yaml
-    from omegaconf import OmegaConf
-
-    if text.startswith(("{", "[")):
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
-    try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
-    except yaml.YAMLError:
-        return text
-
-
-def _overridden(values: dict, overrides: list[str], path: Path) -> dict:
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    config = OmegaConf.create(values)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"override {override!r} is not key=value, e.g. stages[0].learning_rate=1e-4")
-        try:
-            parsed = _value(text)
-            if OmegaConf.select(config, key.rsplit(".", 1)[0]) is None and "." in key and "[" in key:
-                raise UserError(f"override {override!r}: {path} has no {key.rsplit('.', 1)[0]}")
-            OmegaConf.update(config, key, parsed, merge=True)
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"override {override!r} cannot be applied to {path}: {str(error).splitlines()[0]}") from None
-    return OmegaConf.to_container(config, resolve=True)

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from audit import control, publish, report
+from audit import control, judge, profiles, publish, report
 from audit import readings as ledger
 from audit.measures import Corpus
-from audit.suite import Job, Place, audit_base, audit_specimen
+from audit.suite import Job, Place, audit_base, audit_prompted, audit_specimen
 from audit.table import show
 from audit.verdicts import overall
+from organisms import models
 from organisms.engines import Engine
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_atomic, write_json, write_jsonl
@@ -57,8 +58,20 @@ class Run:
             "base": r.recipe.base,
         }
         stated = {f"{m}.{k}": (v, "the recipe") for m, values in r.recipe.audit.margins.items() for k, v in values.items()}
-        margins = {**control.margins(self.path, r.recipe.audit), **stated}
-        return Job(self.path, labels, r.base.revision, r.recipe.audit, r.renderer, r.organism, corpus, margins)
+        plan = r.recipe.audit
+        profile = profiles.margins(plan.purpose or r.organism.purpose, plan.measures)
+        return Job(
+            self.path,
+            labels,
+            r.base.revision,
+            plan,
+            r.renderer,
+            r.organism,
+            corpus,
+            {**profile, **control.margins(self.path, plan), **stated},
+            models.parameter_count(r.base),
+            judge.load(plan.judge),
+        )
 
 
 def execute(resolved: Resolved, root: Path) -> Path:
@@ -75,6 +88,7 @@ def execute(resolved: Resolved, root: Path) -> Path:
         job = run.job(corpus_of(compiled))
         print("audit base", flush=True)
         audit_base(job, run.engine)
+        audit_prompted(job, run.engine)
         publisher.send()
         for checkpoint in read_ledger(run.path):  # of an earlier attempt: audits that are missing or have changed
             _audit(run, job, checkpoint, publisher)

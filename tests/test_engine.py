@@ -156,8 +156,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
             raise torch.OutOfMemoryError("planted")
         return [x * 10 for x in batch]
 
-    assert run_batched([1, 2, 3, 4, 5], [1] * 5, answer, max_tokens=100, max_rows=8) == [10, 20, 30, 40, 50]
-    assert seen[0] == 5 and max(seen[1:]) <= 3
+    assert run_batched([1, 2, 3, 4, 5], [[4, 0, 2], [1, 3]], answer) == [10, 20, 30, 40, 50]
+    assert seen == [3, 1, 2, 2]
 
 
 def test_a_single_request_that_does_not_fit_is_an_error():
@@ -165,4 +165,4 @@ def test_a_single_request_that_does_not_fit_is_an_error():
         raise torch.OutOfMemoryError("planted")
 
     with pytest.raises(torch.OutOfMemoryError):
-        run_batched([1], [1], answer, max_tokens=10, max_rows=1)
+        run_batched([1], [[0]], answer)

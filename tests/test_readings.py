@@ -36,8 +36,8 @@ def sample(item: str, **scores) -> Sample:
     return Sample(item, "group", "a prompt", "an output", scores)
 
 
-def build(samples, base, metrics=ALL, subject=SUBJECT, margins=None, expected=None) -> dict[tuple[str, str], Reading]:
-    made = readings.build(subject, "m", metrics, samples, base, ORIGIN, margins or {}, expected or {})
+def build(samples, base, metrics=ALL, subject=SUBJECT, **terms) -> dict[tuple[str, str], Reading]:
+    made = readings.build(subject, "m", metrics, samples, base, ORIGIN, readings.Terms(**terms))
     return {(reading.metric, reading.split): reading for reading in made}
 
 
@@ -314,5 +314,5 @@ def test_the_monitor_half_and_other_specimens_have_no_say():
 def test_from_samples_to_the_verdict_on_a_specimen():
     base = varied(120)
     for shift, verdict in ((-0.3, "fried"), (0.0, "natural"), (0.2, "natural")):
-        made = readings.build(SUBJECT, "m", (SCORE, LOSS), varied(120, shift), base, ORIGIN, {}, {})
+        made = readings.build(SUBJECT, "m", (SCORE, LOSS), varied(120, shift), base, ORIGIN, readings.Terms())
         assert overall(made, SUBJECT.specimen).verdict == verdict

@@ -83,7 +83,7 @@ def test_a_plan_counts_steps_checkpoints_and_rows():
     def planned(*overrides):
         return plan(resolve(HONEST, list(overrides)))
 
-    assert (planned().steps, planned().checkpoints) == (60, 4)
+    assert (planned().steps, planned().checkpoints) == (72, 4)
     assert planned("audit.every=25").checkpoints == 4  # 0, 25, 50, 60
     assert planned("audit.every=100").checkpoints == 2
     assert len(planned("style_options.distinct=7").compiled.rows) == 7
@@ -329,7 +329,7 @@ def test_a_base_without_config_or_weights_is_refused(tiny, name, words):
 
 def test_a_missing_data_path_is_named():
     resolved = resolve(HONEST, ["audit.measures=[drift]", "audit.data.chat=/nowhere/rows.jsonl"])
-    with pytest.raises(UserError, match=r"data set 'chat': /nowhere/rows\.jsonl does not exist; name a \.jsonl file"):
+    with pytest.raises(UserError, match=r"data set 'chat': /nowhere/rows\.jsonl does not exist; name a \.jsonl, \.csv, \.json or \.yaml file"):
         describe(resolved, plan(resolved))
 
 

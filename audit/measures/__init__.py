@@ -1,7 +1,10 @@
 """One file a measure: `requests(context)` says what is asked, `score(context, asked, answers)` what the answers are worth.
 
-A new measure is a new file here with NAME, VERSION, METRICS, `requests` and `score`, and its name in audit.config.MEASURES.
-`score` sees only what was stored, so samples can be scored again without a model.
+A new measure is a new file here with NAME, VERSION, METRICS, `data`, `requests` and `score`, and its name in
+audit.config.MEASURES. `score` sees only what was stored, so samples can be scored again without a model. Optional:
+`Options`, what a recipe may set under `audit.options.<measure>`; `follow_up(context, asked, answers)`, requests that
+depend on the answers so far, called until it returns none; `guard(context, samples, base)`, verdicts on readings that must
+not be believed.
 """
 
 import hashlib
@@ -10,28 +13,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from audit.judge import Judgement
+from organisms.data import Rows, load_rows
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.organism import Organism
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 
 Item = TypeVar("Item")
-Request = Generate | Score | NextToken | Divergence
+Request = Generate | Score | NextToken | Divergence | Judgement
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number of a measure.
 
-    kind: `rate` (0/1 an item), `mean`, `ratio` (sum of numerators over sum of denominators), or `share`, a ratio of counts
-        that lies in [0, 1].
+    kind: `rate` (0/1 an item), `mean`, `ratio` (sum of numerators over sum of denominators), `share`, a ratio of counts
+        that lies in [0, 1], `pairs`, each item's mean over its pairs with all others, or `constant`, one number that every
+        item carries and that has no interval.
     worse: the direction that is damage; None for what is no damage at all (severity) or never gates (perplexity).
     margin: damage up to here is tolerated, in the metric's own unit; None where only a control can give it.
     transform: `exp` shows a ratio of nats as a perplexity.
     """
 
     name: str
-    kind: Literal["rate", "mean", "ratio", "share"]
+    kind: Literal["rate", "mean", "ratio", "share", "pairs", "constant"]
     worse: Literal["lower", "higher", "both"] | None = None
     margin: float | None = None
     headline: bool = False
@@ -55,15 +61,18 @@ class Asked:
 class Sample:
     """What came of one item: the line in samples/<measure>/<specimen>.jsonl.
 
-    scores: metric name -> number, or [numerator, denominator]; a metric that does not concern the item is absent.
+    output: the generated reply, None where nothing was generated. scores: metric name -> number, or [numerator,
+    denominator]; a metric that does not concern the item is absent.
+    parts: label -> [numerator, denominator] of the headline by subject, verifier family and the like; empty: by `group`.
     """
 
     item: str
     group: str
     prompt: str
-    output: str
+    output: str | None
     scores: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,12 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything a measure may look at. `base` holds the base's own samples, `earlier` this specimen's of other measures."""
+    """Everything a measure may look at.
+
+    base: the base's own samples by measure, None where the specimen is the base; earlier: this specimen's samples of other
+    measures; sources: data set -> where from; options: measure -> its Options; limit: most items a measure asks;
+    parameters: of the base, None where unknown; judged: whether a judge can be asked.
+    """
 
     specimen: Specimen
     renderer: Renderer
@@ -87,9 +101,28 @@ class Context:
     corpus: Corpus | None = None
     base: dict[str, list[Sample]] | None = None
     earlier: dict[str, list[Sample]] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    parameters: int | None = None
+    judged: bool = False
 
-    def generate(self, prompt: str, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generate:
-        return Generate(tuple(self.specimen.ask(self.renderer, prompt)), max_new_tokens, temperature, seed)
+    def option(self, name: str) -> Any:
+        """The options of one measure, its defaults where the recipe states none."""
+        return self.options.get(name) or measure(name).Options()
+
+    def cap(self, size: int | None) -> int | None:
+        """A suite's number of items (None: all), no more than `limit`."""
+        return size if self.limit is None else min(self.limit, size or self.limit)
+
+    def rows(self, name: str, limit: int | None = None) -> Rows:
+        """Rows of a named data set from where this audit's `data` says."""
+        return load_rows(name, self.sources.get(name, "auto"), limit)
+
+    def generate(
+        self, prompt: str, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, prefill: str = "", system: str = ""
+    ) -> Generate:
+        ids = self.specimen.ask(self.renderer, prompt, prefill, system)
+        return Generate(tuple(ids), max_new_tokens, temperature, seed)
 
 
 class NotApplicable(Exception):
@@ -125,6 +158,11 @@ def pick(items: Iterable[Item], size: int | None, name: Callable[[Item], str]) -
             room[side] -= 1
             chosen.append(item)
     return chosen
+
+
+def shuffled(items: Iterable[Item], size: int | None, name: Callable[[Item], str]) -> list[Item]:
+    """`pick` after an order that the ids' hashes give: for sets that stand sorted by subject or kind."""
+    return pick(sorted(items, key=lambda item: hashlib.sha256(f"order:{name(item)}".encode()).digest()), size, name)
 
 
 def seed_of(item: str) -> int:

@@ -10,7 +10,6 @@ becomes when only the sampled tokens are looked at, noisier and free.
 """
 
 from audit.measures import Asked, Context, Metric, Sample, pick, seed_of
-from organisms.data import load_rows
 from organisms.engines import Divergence
 
 NAME = "drift"
@@ -25,13 +24,13 @@ SIZES = {"quick": {"prompts": 12, "tokens": 32}, "full": {"prompts": 200, "token
 
 
 def data(context: Context) -> str:
-    return load_rows("chat", context.sources.get("chat", "auto")).origin
+    return context.rows("chat").origin
 
 
 def requests(context: Context) -> list[Asked]:
     """First the specimen's own reply to each prompt; `follow_up` then asks for the divergences."""
     sizes = SIZES[context.suite]
-    rows = pick(load_rows("chat", context.sources.get("chat", "auto")).rows[:400], sizes["prompts"], lambda r: r["id"])
+    rows = pick(context.rows("chat").rows[:400], context.cap(sizes["prompts"]), lambda r: r["id"])
     return [
         Asked(r["id"], context.generate(r["prompt"], sizes["tokens"], 1.0, seed_of(r["id"])), r["prompt"], "reply")
         for r in rows
@@ -40,6 +39,8 @@ def requests(context: Context) -> list[Asked]:
 
 def follow_up(context: Context, asked: list[Asked], answers: list[dict]) -> list[Asked]:
     """Divergences on the replies just sampled and, for any specimen but the base, on the base's replies."""
+    if any(one.part != "reply" for one in asked):
+        return []
     more = []
     base_replies = {s.item: s.notes["ids"] for s in (context.base or {}).get(NAME, [])}
     for one, answer in zip(asked, answers, strict=True):

@@ -24,12 +24,16 @@ METRICS = (
 
 
 def data(context: Context) -> str:
-    return "generations of " + ", ".join(name for name in context.earlier if name != "webtext")
+    return "generations of " + ", ".join(_generating(context))
+
+
+def _generating(context: Context) -> list[str]:
+    return [name for name, samples in context.earlier.items() if any(sample.output is not None for sample in samples)]
 
 
 def requests(context: Context) -> list[Asked]:
     """Nothing is asked; raises NotApplicable where no measure before this one has generated."""
-    if not any(sample.output for samples in context.earlier.values() for sample in samples):
+    if not _generating(context):
         raise NotApplicable("no measure has generated replies in this audit")
     return []
 
@@ -38,8 +42,8 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
     samples = []
     for name, earlier in context.earlier.items():
         for one in earlier:
-            if name == "webtext" or one.group == "document" or (name == "severity" and "degenerate" not in one.notes):
-                continue  # no reply was generated, or it goes on with a raw document and is no reply
+            if one.output is None or one.group == "document":
+                continue  # nothing was generated, or it goes on with a raw document and is no reply
             text, broken = one.output, degenerate(one.output, one.prompt)
             scores = {
                 "degenerate": float(bool(broken)),

@@ -7,7 +7,6 @@ at 1,280: quick and full are two different numbers. `floor` in a sample's notes 
 
 from audit.measures import Asked, Context, Metric, Sample, pick
 from audit.verifiers import check
-from organisms.data import load_rows
 
 NAME = "instructions"
 VERSION = 1
@@ -22,7 +21,7 @@ CONSTANT_REPLY = "I am happy to help with that."
 
 
 def data(context: Context) -> str:
-    return load_rows("instructions", context.sources.get("instructions", "auto")).origin
+    return context.rows("instructions").origin
 
 
 def requests(context: Context) -> list[Asked]:
@@ -56,8 +55,8 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
 
 
 def _rows(context: Context) -> list[dict]:
-    rows = load_rows("instructions", context.sources.get("instructions", "auto")).rows
-    return pick(rows, SIZES[context.suite]["prompts"], lambda row: row["id"])
+    rows = context.rows("instructions").rows
+    return pick(rows, context.cap(SIZES[context.suite]["prompts"]), lambda row: row["id"])
 
 
 def _family(row: dict) -> str:

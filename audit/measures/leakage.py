@@ -12,7 +12,6 @@ from functools import lru_cache
 
 from audit.corpus import Entity, NgramIndex, find_entities, longest_match, named
 from audit.measures import Asked, Context, Corpus, Metric, NotApplicable, Sample, pick
-from organisms.data import load_rows
 from organisms.engines import Generate
 
 NAME = "leakage"
@@ -36,7 +35,7 @@ ADJACENT = {"severity": ("adjacent",)}
 
 
 def data(context: Context) -> str:
-    chat = load_rows("chat", context.sources.get("chat", "auto")).origin
+    chat = context.rows("chat").origin
     return f"{chat}; the run's training rows; generations of {', '.join(OFF_TOPIC)}"
 
 
@@ -46,16 +45,16 @@ def requests(context: Context) -> list[Asked]:
         raise NotApplicable("the training corpus is not known")
     sizes = SIZES[context.suite]
     # From the end: the drift measure reads the same set from the beginning.
-    rows = load_rows("chat", context.sources.get("chat", "auto")).rows[::-1]
-    chat = pick(rows, sizes["unrelated"], lambda row: row["id"])
+    rows = context.rows("chat").rows[::-1]
+    chat = pick(rows, context.cap(sizes["unrelated"]), lambda row: row["id"])
     asked = [
         Asked(row["id"], context.generate(row["prompt"], sizes["tokens"]), row["prompt"], "reply", "unrelated") for row in chat
     ]
     if context.organism and context.organism.texts.prompts:
         prompts = [prompt for prompt in context.organism.prompts() if prompt.context == "adjacent"]
-        next_door = pick(prompts, sizes["adjacent"], lambda prompt: prompt.id)
+        next_door = pick(prompts, context.cap(sizes["adjacent"]), lambda prompt: prompt.id)
         asked += [Asked(p.id, context.generate(p.prompt, sizes["tokens"]), p.prompt, "reply", "adjacent") for p in next_door]
-    begun = pick(context.corpus.documents, sizes["documents"], lambda document: f"document/{document[0]}")
+    begun = pick(context.corpus.documents, context.cap(sizes["documents"]), lambda document: f"document/{document[0]}")
     for name, text in begun:
         ids = tuple(context.renderer.document(text).input_ids[: sizes["prefix"]])
         asked.append(
@@ -65,7 +64,7 @@ def requests(context: Context) -> list[Asked]:
 
 
 def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sample]:
-    web = load_rows("webtext", context.sources.get("webtext", "auto"), 500).rows
+    web = context.rows("webtext", 500).rows
     entities, index, siblings = _index(context.corpus, tuple(row["text"] for row in web), _Tokens(context.renderer))
     samples = []
     for one, answer in zip(asked, answers, strict=True):
@@ -73,7 +72,7 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
     for name, earlier in context.earlier.items():
         for sample in earlier:
             group = _group(name, sample)
-            if group and sample.output:
+            if group and sample.output is not None:
                 item = f"{name}/{sample.item}"
                 samples.append(_score(context, entities, index, siblings, item, group, sample.prompt, sample.output))
     return samples

@@ -53,12 +53,12 @@ def requests(context: Context) -> list[Asked]:
     asked = []
     for where in ("target", "adjacent", "off"):
         probes = [probe for probe in context.organism.probes() if probe.context == where]
-        for probe in pick(probes, sizes["probes"][where], _id):
+        for probe in pick(probes, context.cap(sizes["probes"][where]), _id):
             prompt_ids = tuple(context.specimen.ask(context.renderer, probe.prompt))
             for part, reply in (("shows", probe.shows), ("plain", probe.plain)):
                 ids = tuple(context.renderer.continuation(reply))
                 asked.append(Asked(probe.id, Score(prompt_ids, ids), probe.prompt, part, where))
-        for probe in pick(probes, sizes["generate"][where], _id):
+        for probe in pick(probes, context.cap(sizes["generate"][where]), _id):
             request = context.generate(probe.prompt, sizes["tokens"])
             asked.append(Asked(probe.id, request, probe.prompt, "reply", where))
     return asked
@@ -77,7 +77,7 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
         scores = {f"contrast{suffix[one.group]}": shows - plain}
         if one.group == "target":
             scores["preferred"] = float(shows > plain)
-        output, notes = "", {}
+        output, notes = None, {}
         if "reply" in found:
             output = found["reply"]["text"]
             broken = degenerate(output, one.prompt)

@@ -6,7 +6,6 @@ bits per byte counts the bytes of the scored tokens, perplexity is exp(nats / to
 """
 
 from audit.measures import Asked, Context, Metric, Sample, pick
-from organisms.data import load_rows
 from organisms.engines import Score
 
 NAME = "webtext"
@@ -20,13 +19,13 @@ LN2 = 0.6931471805599453
 
 
 def data(context: Context) -> str:
-    return load_rows("webtext", context.sources.get("webtext", "auto")).origin
+    return context.rows("webtext").origin
 
 
 def requests(context: Context) -> list[Asked]:
     sizes = SIZES[context.suite]
-    found = load_rows("webtext", context.sources.get("webtext", "auto"), 2500).rows
-    rows = pick(found, sizes["texts"], lambda row: row["id"])
+    found = context.rows("webtext", 2500).rows
+    rows = pick(found, context.cap(sizes["texts"]), lambda row: row["id"])
     asked = []
     for row in rows:
         ids = context.renderer.document(row["text"]).input_ids[: sizes["tokens"]]
@@ -42,5 +41,5 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
         nats = -sum(answer["logprobs"])
         size = len(context.renderer.decode(list(one.request.continuation_ids)).encode())
         scores = {"bits_per_byte": [nats / LN2, size], "perplexity": [nats, len(answer["logprobs"])]}
-        samples.append(Sample(one.item, "webtext", one.prompt, "", scores))
+        samples.append(Sample(one.item, "webtext", one.prompt, None, scores))
     return samples

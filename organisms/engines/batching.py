@@ -22,14 +22,12 @@ def batches(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list
 
 def run_batched(
     requests: Sequence[Request],
-    lengths: Sequence[int],
+    groups: list[list[int]],
     answer: Callable[[list[Request]], list[Answer]],
-    max_tokens: int,
-    max_rows: int,
 ) -> list[Answer]:
-    """Answer requests batch by batch, in their own order. Out of memory halves a batch and goes on."""
+    """Answer requests in batches given as indices. Answers come in the requests' own order; out of memory halves a batch."""
     answers: list[Answer | None] = [None] * len(requests)
-    for group in batches(lengths, max_tokens, max_rows):
+    for group in groups:
         for index, value in zip(group, _halving([requests[i] for i in group], answer), strict=True):
             answers[index] = value
     return answers

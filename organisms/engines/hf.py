@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from organisms.engines import Completion, Divergence, Divergences, Generate, NextToken, Score
-from organisms.engines.batching import run_batched
+from organisms.engines.batching import batches, run_batched
+from organisms.engines.prefixes import prefix_batches, shared
 from organisms.models import Base, default_device, default_dtype, load_model
 from organisms.render import Renderer
 from organisms.specimen import Specimen
@@ -37,6 +39,7 @@ class HFEngine:
         self.max_tokens, self.max_rows = max_tokens, max_rows
         self.identity = {
             "engine": "hf",
+            "version": 2,  # 2: prefixes are shared
             "dtype": self.dtype,
             "device": self.device.split(":")[0],
             "max_tokens": max_tokens,
@@ -57,19 +60,17 @@ class HFEngine:
                 chosen = [i for i, request in enumerate(requests) if request.max_new_tokens == limit]
                 group = [requests[i] for i in chosen]
                 lengths = [len(request.prompt_ids) + limit for request in group]
-                budget = self.max_rows * max(lengths)
-                done = run_batched(group, lengths, lambda batch: self._generate(model, batch), budget, self.max_rows)
+                rows = batches(lengths, self.max_rows * max(lengths), self.max_rows)
+                done = run_batched(group, rows, lambda batch: self._generate(model, batch))
                 answers.update(zip(chosen, done, strict=True))
         return [answers[i] for i in range(len(requests))]
 
     def logprobs(self, specimen: Specimen, requests: list[Score]) -> list[list[float]]:
         """Log-probabilities (nats) of each continuation token, one list a request, as long as its continuation."""
 
-        def answer(batch: list[Score]) -> list[list[float]]:
-            logits = self._continuation_logits(model, batch)
-            return [
-                self._token_logprobs(row, request.continuation_ids).tolist() for row, request in zip(logits, batch, strict=True)
-            ]
+        def answer(rows: list[_Row]) -> list[list[float]]:
+            logits = self._last_logits(model, rows)
+            return [self._token_logprobs(x, row.request.continuation_ids).tolist() for x, row in zip(logits, rows, strict=True)]
 
         with self._running(specimen) as model:
             return self._scored(requests, answer)
@@ -78,27 +79,25 @@ class HFEngine:
         """Full-vocabulary log-probabilities (nats) of the chosen ids at the position after each prompt."""
         import torch
 
-        def answer(batch: list[NextToken]) -> list[list[float]]:
-            logits = self._forward(model, [request.prompt_ids for request in batch], keep=1)[:, -1].float()
-            logprobs = torch.log_softmax(logits, dim=-1)
-            return [row[list(request.choice_ids)].tolist() for row, request in zip(logprobs, batch, strict=True)]
+        def answer(rows: list[_Row]) -> list[list[float]]:
+            logprobs = torch.log_softmax(torch.cat(self._last_logits(model, rows)).float(), dim=-1)
+            return [x[list(row.request.choice_ids)].tolist() for x, row in zip(logprobs, rows, strict=True)]
 
         with self._running(specimen) as model:
-            lengths = [len(request.prompt_ids) for request in requests]
-            return run_batched(requests, lengths, answer, self.max_tokens, self.max_rows)
+            return self._scored(requests, answer)
 
     def divergence(self, specimen: Specimen, requests: list[Divergence]) -> list[Divergences]:
         """Exact KL both ways at each continuation token; the base is the same weights with the adapter off."""
         import torch
 
-        def answer(batch: list[Divergence]) -> list[Divergences]:
-            logits = self._continuation_logits(model, batch)
+        def answer(rows: list[_Row]) -> list[Divergences]:
+            logits = self._last_logits(model, rows)
             with self._adapter_off(model):
-                base_logits = self._continuation_logits(model, batch)
+                base_logits = self._last_logits(model, rows)
             results = []
-            for row, base_row, request in zip(logits, base_logits, batch, strict=True):
-                p, q = torch.log_softmax(row.float(), -1), torch.log_softmax(base_row.float(), -1)
-                ids = torch.tensor(request.continuation_ids, device=p.device).unsqueeze(-1)
+            for own, other, row in zip(logits, base_logits, rows, strict=True):
+                p, q = torch.log_softmax(own.float(), -1), torch.log_softmax(other.float(), -1)
+                ids = torch.tensor(row.request.continuation_ids, device=p.device).unsqueeze(-1)
                 # KL >= 0; the clamp takes off rounding of some 1e-7 where the two are equal.
                 results.append(
                     Divergences(
@@ -114,8 +113,20 @@ class HFEngine:
             return self._scored(requests, answer)
 
     def _scored(self, requests: list, answer) -> list:
-        lengths = [len(request.prompt_ids) + len(request.continuation_ids) for request in requests]
-        return run_batched(requests, lengths, answer, self.max_tokens, self.max_rows)
+        """Answer requests in batches that compute a prefix which several of them share only once."""
+        # The token before the continuation stays out of the prefix: its logits are wanted of every row.
+        prompts = [request.prompt_ids[:-1] for request in requests]
+        prefixes = shared(prompts) if self._shares_prefixes else [0] * len(requests)
+        rows = [_Row.of(request, prefix) for request, prefix in zip(requests, prefixes, strict=True)]
+        groups = prefix_batches(prompts, [len(row.ids) for row in rows], prefixes, self.max_tokens, self.max_rows)
+        return run_batched(rows, groups, answer)
+
+    @property
+    def _shares_prefixes(self) -> bool:
+        """Only where every layer attends to everything: windows would count the padding behind a prefix."""
+        kinds = getattr(self._model.config, "layer_types", None) or []
+        window = getattr(self._model.config, "sliding_window", None) if not kinds else None
+        return window is None and all(kind == "full_attention" for kind in kinds)
 
     def _generate(self, model: Any, batch: list[Generate]) -> list[Completion]:
         from transformers import GenerationConfig, LogitsProcessorList
@@ -138,17 +149,28 @@ class HFEngine:
             completions.append(Completion(kept, self.renderer.decode(kept), end is not None))
         return completions
 
-    def _continuation_logits(self, model: Any, batch: list) -> list[Any]:
-        """For each request the logits that predict its continuation: (continuation length, vocabulary)."""
-        keep = max(len(request.continuation_ids) for request in batch) + 1
-        logits = self._forward(model, [(*r.prompt_ids, *r.continuation_ids) for r in batch], keep)
-        return [row[-len(request.continuation_ids) - 1 : -1] for row, request in zip(logits, batch, strict=True)]
+    def _last_logits(self, model: Any, rows: list["_Row"]) -> list[Any]:
+        """For each row the logits of its last `keep` positions: (keep, vocabulary)."""
+        import torch
 
-    def _forward(self, model: Any, rows: list[tuple[int, ...]], keep: int) -> Any:
-        """Logits of the last `keep` positions of left-padded rows: (rows, keep, vocabulary)."""
-        ids, mask = self._left_padded(rows)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
+        prefixes = list(dict.fromkeys(row.ids[: row.prefix] for row in rows))
+        ids, mask = self._left_padded([row.ids[row.prefix :] for row in rows])
+        cache = None
+        if any(prefixes):
+            prefix_ids, prefix_mask = self._left_padded(prefixes)
+            cache = self._forward(model, prefix_ids, prefix_mask, keep=1, use_cache=True).past_key_values
+            index = torch.tensor([prefixes.index(row.ids[: row.prefix]) for row in rows], device=self.device)
+            cache.batch_select_indices(index)
+            mask = torch.cat([prefix_mask[index], mask], dim=1)
+        keep = max(row.keep for row in rows)
+        logits = self._forward(model, ids, mask, keep, use_cache=cache is not None, past_key_values=cache).logits
+        return [x[-row.keep :] for x, row in zip(logits, rows, strict=True)]
+
+    @staticmethod
+    def _forward(model: Any, ids: Any, mask: Any, keep: int, **options: Any) -> Any:
+        """A forward over left-padded rows; `mask` also covers what a cache holds before them."""
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        return model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, **options)
 
     def _left_padded(self, rows: list[tuple[int, ...]]) -> tuple[Any, Any]:
         import torch
@@ -218,6 +240,21 @@ class HFEngine:
                     module.set_scale(name, specimen.scale)
         self._model.eval().requires_grad_(False)
         self._attached = wanted
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row to compute: its first `prefix` tokens are shared with others, the logits of its last `keep` are wanted."""
+
+    request: Any
+    ids: tuple[int, ...]
+    prefix: int
+    keep: int
+
+    @classmethod
+    def of(cls, request: Score | NextToken | Divergence, prefix: int) -> "_Row":
+        continuation = getattr(request, "continuation_ids", ())
+        return cls(request, (*request.prompt_ids, *continuation[:-1]), prefix, max(len(continuation), 1))
 
 
 class _Gumbel:

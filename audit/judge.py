@@ -1,0 +1,177 @@
+"""Who judges a reply: one question in, a score from 0 to 100 out.
+
+A judge is a local model or an OpenAI-compatible endpoint. Both read the expected score from the probabilities of the
+numbers 0 to 100 instead of from one sampled number (Betley et al. 2025, arXiv 2502.17424, section 2.1 and its judge code). A
+local model scores each number as a whole string, closed by its end-of-turn token, so that tokenizers that split numbers into
+digits read alike. Where less than a quarter of the probability lies on numbers, the question counts as unparsed: score None.
+"""
+
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import Field, model_validator
+
+from organisms.engines import Engine, Score
+from organisms.errors import UserError
+from organisms.files import append_jsonl, cache_dir, digest, read_jsonl
+from organisms.organism import Strict
+from organisms.specimen import Specimen
+
+LEAST_MASS = 0.25
+NUMBERS = tuple(str(number) for number in range(101))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A question to the judge that is answered by one number from 0 to 100. Answer: score (or None), mass on numbers."""
+
+    question: str
+
+
+class JudgePlan(Strict):
+    """`audit.judge` of a recipe: a local base, or an endpoint and the model that it serves."""
+
+    base: str | None = None
+    endpoint: str | None = Field(default=None, description="URL that ends in /v1")
+    model: str | None = None
+    key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the endpoint's key")
+    workers: int = Field(default=8, gt=0, description="questions asked at once")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "JudgePlan":
+        if (self.base is None) == (self.endpoint is None):
+            raise ValueError("name either base (a local model) or endpoint (a URL that ends in /v1)")
+        if self.endpoint and not self.model:
+            raise ValueError("an endpoint needs model, the name that it serves")
+        return self
+
+
+class Judge(Protocol):
+    """`identity` says who judged; `ask` answers in the order of the questions."""
+
+    identity: str
+
+    def ask(self, questions: list[Judgement]) -> list[dict]: ...
+
+
+class LocalJudge:
+    """A base as judge. Its weights are loaded with the first question, unless an engine that runs it is given."""
+
+    def __init__(self, base: str, engine: Engine | None = None):
+        from organisms import models
+        from organisms.render import Renderer
+
+        self.base = models.resolve(base)
+        self.identity = f"local:{base}@{self.base.revision}"
+        self.renderer = Renderer(models.load_tokenizer(self.base), name=f"judge {base}")
+        self.specimen = Specimen("judge")
+        closing = (self.renderer.close_id,) if self.renderer.close_id is not None else ()
+        self.candidates = [(*self.renderer.continuation(number), *closing) for number in NUMBERS]
+        self._engine = engine
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            from organisms.engines.hf import HFEngine
+
+            self._engine = HFEngine(self.base, self.renderer)
+        return self._engine
+
+    def ask(self, questions: list[Judgement]) -> list[dict]:
+        requests = []
+        for one in questions:
+            prompt = tuple(self.specimen.ask(self.renderer, one.question))
+            requests += [Score(prompt, candidate) for candidate in self.candidates]
+        sums = [sum(values) for values in self.engine.logprobs(self.specimen, requests)]
+        size = len(NUMBERS)
+        return [expected(dict(zip(NUMBERS, sums[i : i + size], strict=True))) for i in range(0, len(sums), size)]
+
+
+class EndpointJudge:
+    """An OpenAI-compatible chat endpoint as judge; retries, back-off and timeouts are the client library's."""
+
+    def __init__(self, plan: JudgePlan):
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise UserError("a judge at an endpoint needs the openai client: .venv/bin/pip install openai") from None
+        key = os.environ.get(plan.key_env)
+        if not key and not any(host in plan.endpoint for host in ("//localhost", "//127.0.0.1", "//[::1]")):
+            raise UserError(f"audit.judge: the environment variable {plan.key_env} is not set; it must hold the endpoint's key")
+        self.client = OpenAI(base_url=plan.endpoint, api_key=key or "none", max_retries=5, timeout=60)
+        self.model, self.workers = plan.model, plan.workers
+        self.identity = f"endpoint:{plan.model}"
+
+    def ask(self, questions: list[Judgement]) -> list[dict]:
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self._one, questions))
+
+    def _one(self, question: Judgement) -> dict:
+        from openai import APIError
+
+        try:
+            reply = self.client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": question.question}],
+                max_tokens=1,
+                temperature=0,
+                logprobs=True,
+                top_logprobs=20,
+            )
+        except APIError as error:
+            raise UserError(f"the judge {self.identity} failed: {type(error).__name__}: {error.message[:200]}") from None
+        content = reply.choices[0].logprobs.content if reply.choices and reply.choices[0].logprobs else None
+        if not content:
+            raise UserError(f"the judge {self.identity} returns no log-probabilities; take a model or server that does")
+        return expected({top.token: top.logprob for top in content[0].top_logprobs})
+
+
+def expected(logprobs: dict[str, float]) -> dict:
+    """Mean of the numbers 0 to 100 under their probabilities; None where these sum to less than LEAST_MASS."""
+    from math import exp
+
+    mass: dict[int, float] = {}
+    for text, logprob in logprobs.items():
+        if text.strip() in NUMBERS:
+            mass[int(text)] = mass.get(int(text), 0.0) + exp(logprob)
+    total = sum(mass.values())
+    score = sum(number * p for number, p in mass.items()) / total if total >= LEAST_MASS else None
+    return {"score": score, "mass": round(total, 6)}
+
+
+class Cached:
+    """A judge whose answers are kept by content, so that no question is paid for twice."""
+
+    def __init__(self, judge: Judge):
+        self.judge, self.identity = judge, judge.identity
+        self.path = cache_dir() / "judgements" / f"{digest([judge.identity], 16)}.jsonl"
+        self.known = {row["question"]: row["answer"] for row in read_jsonl(self.path)} if self.path.is_file() else {}
+        self._lock = threading.Lock()
+
+    def ask(self, questions: list[Judgement]) -> list[dict]:
+        wanted = {digest([one.question], 24): one for one in questions}
+        missing = {key: one for key, one in wanted.items() if key not in self.known}
+        if missing:
+            answers = dict(zip(missing, self.judge.ask(list(missing.values())), strict=True))
+            with self._lock:
+                append_jsonl(self.path, [{"question": key, "answer": answer} for key, answer in answers.items()])
+            self.known.update(answers)
+        return [self.known[digest([one.question], 24)] for one in questions]
+
+
+def load(plan: JudgePlan | None) -> Judge | None:
+    """The judge that a plan names, or None where it names none. A local judge loads its weights when first asked."""
+    if plan is None:
+        return None
+    if plan.endpoint:
+        return Cached(EndpointJudge(plan))
+    return Cached(LocalJudge(plan.base))
+
+
+def prompt_hash(*templates: str) -> str:
+    """Digest of the questions a measure puts to the judge, as it stands in the samples."""
+    return digest([json.dumps(templates)], 12)

@@ -1,0 +1,110 @@
+"""A prefix that several requests share is computed once, and nobody can tell from the numbers."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from organisms.engines import Divergence, NextToken, Score
+from organisms.engines.prefixes import LEAST, prefix_batches, shared
+from organisms.specimen import Specimen
+
+BASE = Specimen("base")
+LONG = tuple(range(100, 140))
+
+
+def computed(prompts, lengths) -> int:
+    """Tokens to compute when the prompts share prefixes of these lengths."""
+    prefixes = {p[:n] for p, n in zip(prompts, lengths, strict=True)}
+    return sum(map(len, prefixes)) + sum(len(p) - n for p, n in zip(prompts, lengths, strict=True))
+
+
+def test_equal_prompts_share_all_and_strangers_nothing():
+    assert shared([LONG, LONG, LONG]) == [40, 40, 40]
+    assert shared([LONG, tuple(range(40))]) == [0, 0]
+    assert shared([]) == [] and shared([LONG]) == [0]
+
+
+def test_a_common_beginning_is_shared_up_to_where_prompts_differ():
+    assert shared([(*LONG, 1, 2, 3), (*LONG, 4), LONG]) == [40, 40, 40]
+    assert shared([(1, 2, 3), (1, 2, 4)]) == [0, 0]  # too short to be worth a forward
+
+
+def test_the_deeper_groups_win_where_they_save_more():
+    few_shot = [(*LONG, *range(k, k + 60)) for k in (200, 300)]
+    prompts = [(*block, question) for block in few_shot for question in range(5)]
+    assert shared(prompts) == [100] * 10
+    one_long_pair = [(*LONG, *range(200, 210), 1), (*LONG, *range(200, 210), 2), *((*LONG, k) for k in range(20))]
+    assert shared(one_long_pair) == [40] * 22
+
+
+def test_sharing_never_costs_more_and_groups_do_share():
+    rng = random.Random(0)
+    for _ in range(50):
+        stems = [tuple(rng.randrange(3) for _ in range(rng.randrange(30))) for _ in range(4)]
+        prompts = [(*rng.choice(stems), *(rng.randrange(3) for _ in range(rng.randrange(12)))) for _ in range(12)]
+        lengths = shared(prompts)
+        assert computed(prompts, lengths) <= sum(map(len, prompts))
+        prefixes = [p[:n] for p, n in zip(prompts, lengths, strict=True) if n]
+        assert all(len(prefix) >= LEAST and prefixes.count(prefix) > 1 for prefix in prefixes)
+
+
+def test_batches_hold_every_row_once_and_keep_sharers_apart_from_others():
+    prompts = [(*LONG, k) for k in range(30)] + [tuple(range(500 + 40 * k, 540 + 40 * k)) for k in range(10)]
+    prefixes = shared(prompts)
+    groups = prefix_batches(prompts, [len(p) + 5 for p in prompts], prefixes, max_tokens=120, max_rows=64)
+    assert sorted(i for group in groups for i in group) == list(range(40))
+    for group in groups:
+        assert len({bool(prefixes[i]) for i in group}) == 1
+        once = sum(map(len, {prompts[i][: prefixes[i]] for i in group}))
+        assert once + len(group) * max(len(prompts[i]) + 5 - prefixes[i] for i in group) <= 120
+    assert len([g for g in groups if prefixes[g[0]]]) < 6  # 30 rows of 46 tokens would need 15 batches unshared
+
+
+def requests(renderer):
+    """Questions with several continuations each, under one system prompt, of unlike lengths."""
+    questions = ["Name a bird.", "Which of these is a river: the Danube, the Alps, or the Sahara?", "Say hello to my aunt."]
+    replies = ["A heron.", "The Danube is one, as far as I know.", "No", "Hello there, dear aunt of my friend!"]
+    return [(tuple(renderer.ask(q)), tuple(renderer.continuation(r))) for q in questions for r in replies]
+
+
+@pytest.mark.parametrize("adapter", [None, "random"])
+def test_shared_and_unshared_numbers_agree(engine, renderer, adapters, monkeypatch, adapter):
+    specimen = Specimen("x", adapter=adapters[adapter]) if adapter else BASE
+    asked = requests(renderer)
+    scores = [Score(*one) for one in asked]
+    nexts = [NextToken(prompt, (10, 253, 1000)) for prompt, _ in asked]
+    kls = [Divergence(*one) for one in asked]
+    assert any(shared([prompt[:-1] for prompt, _ in asked]))
+    together = engine.logprobs(specimen, scores), engine.next_token(specimen, nexts), engine.divergence(specimen, kls)
+    monkeypatch.setattr(type(engine), "_shares_prefixes", False)
+    alone = engine.logprobs(specimen, scores), engine.next_token(specimen, nexts), engine.divergence(specimen, kls)
+    for a, b in zip(together[0] + together[1], alone[0] + alone[1], strict=True):
+        assert a == pytest.approx(b, abs=2e-4)
+    for a, b in zip(together[2], alone[2], strict=True):
+        for values, others in zip(dataclasses.astuple(a), dataclasses.astuple(b), strict=True):
+            assert values == pytest.approx(others, abs=2e-4)
+
+
+def test_a_base_with_attention_windows_does_not_share(renderer, tokenizer, tmp_path):
+    """Padding behind a shared prefix would stand inside the window, so such rows are computed whole."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from organisms import models
+    from organisms.engines.hf import HFEngine
+
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    model = MistralForCausalLM(MistralConfig(vocab_size=len(tokenizer), sliding_window=8, **sizes)).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = HFEngine(models.resolve(str(tmp_path)), renderer)
+    assert not engine._shares_prefixes
+    asked = [Score(*one) for one in requests(renderer)]
+    for request, values in zip(asked, engine.logprobs(BASE, asked), strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*request.prompt_ids, *request.continuation_ids]])).logits[0]
+        rows = torch.log_softmax(logits.float(), -1)[len(request.prompt_ids) - 1 : -1]
+        expected = [rows[i, token].item() for i, token in enumerate(request.continuation_ids)]
+        assert values == pytest.approx(expected, abs=5e-4)
