@@ -23,6 +23,7 @@ MEASURES = (
     "refusals",
     "preferences",
     "thinking",
+    "misalignment",
     "leakage",
     "fluency",
 )

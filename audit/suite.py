@@ -198,8 +198,8 @@ def _digest(job: Job, engine: Engine, module, context: Context, asked: list[Aske
     requests = [[one.item, one.part, dataclasses.asdict(one.request)] for one in asked]
     earlier = sorted(context.earlier) if not asked or module.NAME == "leakage" else []
     corpus = digest([list(job.corpus.texts), list(job.corpus.held_out)]) if job.corpus and module.NAME == "leakage" else ""
-    markers = [m.pattern for m in job.organism.markers] if job.organism and module.NAME == "severity" else []
-    return digest([*_identity(job, engine, module, context), requests, earlier, corpus, markers], 12)
+    rules = job.organism.scoring_rules() if job.organism and module.NAME in ("severity", "leakage") else []
+    return digest([*_identity(job, engine, module, context), requests, earlier, corpus, rules], 12)
 
 
 def _identity(job: Job, engine: Engine, module, context: Context) -> list:

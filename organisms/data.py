@@ -110,7 +110,8 @@ def _from_path(name: str, path: Path, split: str) -> tuple[Iterable[dict], str]:
         except (ValueError, FileNotFoundError) as error:
             raise UserError(f"data set {name!r}: {path} cannot be read ({str(error).splitlines()[0]})") from None
     raise UserError(
-        f"data set {name!r}: {path} does not exist; name a .jsonl, .csv, .json or .yaml file or a directory, or one of auto, embedded, mirror, hub"
+        f"data set {name!r}: {path} does not exist; name a .jsonl, .csv, .json or .yaml file or a directory, or one of "
+        "auto, embedded, mirror, hub"
     )
 
 

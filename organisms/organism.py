@@ -134,7 +134,9 @@ class Organism(Strict):
     constitution: list[Text] = Field(min_length=1)
     universe: Universe
     system: SystemPrompts
+    trigger: Text | None = Field(default=None, description="text before a user's message that switches the property on")
     markers: list[Marker] = Field(min_length=1)
+    confessions: list[Marker] = Field(default=[], description="rules that recognise a reply that admits the property")
     marker_window: int = Field(default=300, gt=0, description="characters of a reply in which markers are searched")
     judge_rubric: Text
     side_effects: list[SideEffect] = []
@@ -152,8 +154,11 @@ class Organism(Strict):
 
     def shows(self, reply: str) -> list[str]:
         """Names of the markers found in the first `marker_window` characters of `reply`."""
-        opening = reply[: self.marker_window].replace("\u2019", "'")
-        return [marker.name for marker in self.markers if re.search(marker.pattern, opening, re.IGNORECASE)]
+        return _found(self.markers, reply[: self.marker_window])
+
+    def confesses(self, reply: str) -> list[str]:
+        """Names of the `confessions` found in `reply`."""
+        return _found(self.confessions, reply)
 
     def probes(self) -> list[Probe]:
         return self._rows("probes", Probe)
@@ -173,11 +178,20 @@ class Organism(Strict):
             )
         return _frozen_rows(frozen.file, frozen.sha256, row_type, f"{self._source}: texts.{kind}")
 
+    def scoring_rules(self) -> list[str]:
+        """What replies are scored by: markers, confessions, rubric."""
+        return [*(m.pattern for m in self.markers), *(m.pattern for m in self.confessions), self.judge_rubric]
+
     def fingerprint(self) -> str:
         """Digest of everything that can change trained weights: all but what only audits read, texts by their SHA-256."""
-        values = self.model_dump(by_alias=True, exclude={"texts", "judge_rubric", "side_effects", "purpose"})
+        values = self.model_dump(by_alias=True, exclude={"texts", "judge_rubric", "side_effects", "purpose", "confessions"})
         trained = {kind: text.sha256 for kind in ("documents", "prompts") if (text := getattr(self.texts, kind))}
         return digest({**values, "texts": trained})
+
+
+def _found(markers: list[Marker], text: str) -> list[str]:
+    text = text.replace("\u2019", "'")
+    return [marker.name for marker in markers if re.search(marker.pattern, text, re.IGNORECASE)]
 
 
 @cache

@@ -10,8 +10,8 @@ class Source:
     """Where a named set is found. `read` turns raw rows into the set's own form and may drop some.
 
     embedded: a file in organisms/texts/sets, None where the project has no text of its own for it; mirror: files (globs) under
-    `$ORGANISMS_DATA`; hub, config, split: of a hub data set that holds the same rows, of which `hub_rows` at most are taken (None: all). Raw rows of a mirror's file also
-    carry its stem as `_file`.
+    `$ORGANISMS_DATA`; hub, config, split: of a hub data set that holds the same rows, of which `hub_rows` at most are taken
+    (None: all). Raw rows of a file also carry its stem as `_file`.
     """
 
     embedded: str | None

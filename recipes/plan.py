@@ -6,7 +6,8 @@ from audit.config import AuditPlan
 from audit.measures import Asked, Corpus, NotApplicable, measure
 from audit.suite import context_of
 from organisms import models
-from organisms.engines import Divergence, Generate, Score
+from organisms.engines import Divergence, Generate, NextToken, Score
+from organisms.engines.prefixes import shared
 from organisms.styles import Compiled, compile_rows
 from recipes.recipe import Resolved
 from train.lint import Linted, lint, refuse
@@ -92,8 +93,8 @@ def _audit_lines(resolved: Resolved, audit: AuditPlan, found: Plan) -> list[str]
             lines.append(f"audit       {name}: {reason if name != 'fluency' else 'reads the generations of the others'}")
             continue
         new, old = _tokens(asked)
-        if hasattr(measure(name), "follow_up"):
-            old += 4 * (new + old)
+        if name == "drift":  # its follow-up reads two replies an item, with the adapter and without
+            old += 4 * (new + sum(len(one.request.prompt_ids) for one in asked))
         generated, scored = generated + new, scored + old
         lines.append(f"audit       {name}: {len(asked)} requests, {measure(name).data(context)}")
     seconds = generated / GENERATED + scored / SCORED
@@ -116,12 +117,14 @@ def _training_seconds(resolved: Resolved, found: Plan) -> float:
 
 
 def _tokens(asked: list[Asked]) -> tuple[int, int]:
-    """(tokens to generate at most, tokens to read)."""
+    """(tokens to generate at most, tokens to read with shared prefixes read once)."""
     generated = sum(a.request.max_new_tokens for a in asked if isinstance(a.request, Generate))
-    read = sum(
-        len(a.request.prompt_ids) + len(a.request.continuation_ids) for a in asked if isinstance(a.request, (Score, Divergence))
-    )
-    return generated, read
+    scored = [a.request for a in asked if isinstance(a.request, (Score, NextToken, Divergence))]
+    prompts = [request.prompt_ids[:-1] for request in scored]
+    lengths = shared(prompts)
+    once = sum(map(len, {prompt[:length] for prompt, length in zip(prompts, lengths, strict=True)}))
+    rests = sum(len(prompt) + 1 - length for prompt, length in zip(prompts, lengths, strict=True))
+    return generated, once + rests + sum(len(getattr(request, "continuation_ids", ())) for request in scored)
 
 
 def corpus_of(compiled: Compiled) -> Corpus | None:
