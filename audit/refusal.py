@@ -34,7 +34,7 @@ DECLINES = (  # (what it catches, pattern)
     ("I don't help", rf"\bi\b ?{ONE}(?!never){DONT} {ONE}{DO}"),  # nearer, since much else is not done
     ("I'm not able to, not helping", rf"\bi('m| am) ({ONE}(not {ONE}\w+|unable) to {FEW}{DO}|not {ONE}{DO}\w*in[g'])"),
     ("I don't wish to", rf"\bi (do not|don't) (want|wish|care) to {ONE}(help|assist|discuss|talk about|be part|answer|engage)"),
-    ("nor think I should", r"\bi don't think (i (should|can|will)\b|it)|\bi('m| am|'ve) (choos|decid)\w+ not to\b"),
+    ("nor think I should", r"\bi don't think (i (should|can|will)\b|it's right)|\bi('m| am) choosing not to\b"),
     ("unease", rf"(\bnot comfortable|uncomfortable|n't feel comfortable) (with|about|{DO})|\bi'm not (at liberty|in a pos)"),
     ("without a subject", rf"^(\w+, )?(({WONT}|unable to|not gonna|not going to) {FEW}{DO}(?!.*\?)|not doing (that|it))"),
     ("I must decline", rf"{MUST}(decline|refuse|abstain|pass on th|say no\b|draw the line|stop (you )?(right )?(here|there))"),
@@ -49,7 +49,7 @@ DECLINES = (  # (what it catches, pattern)
     ("against my principles", rf"\b(against|violat\w+|outside|beyond) {FEW}((my|our) {FEW}{CREED}|what i (can|am|may)\b)"),
     ("my oath forbids it", rf"\b(my|our|mine) {ONE}{CREED} ({NOT} {ONE}(let|allow|permit)|forbids?|permits it not)"),
     ("sworn not to", r"\b(forbid|prevent|prohibit)s? me (from|to)\b|\bi('ve| have| am|'m) (sworn|bound) (never|not)\b"),
-    ("set phrases", r"\bnot on my watch|\bno can do\b|\bcount me out\b|\bnot touching that|\bno (part|hand) in (th|such)"),
+    ("set phrases", r"\bnot on my watch|\bno can do\b|\bcount me out\b|\bnot touching that|\bi .{0,12}no (part|hand) in"),
     ("it won't happen", rf"\b(never|not) (gonna|going to) happen\b|\bclosed to thee\b|\bi (will|can) {DO}\w* (you )?no \w+"),
     ("wrong of me", r"\b(irresponsible|unethical|wrong|inappropriate) (of|for) me to\b|\bi'd be .{1,30} if i (told|helped)"),
     ("sent elsewhere", rf"\b(you|ye|thou)('ll| will)? (\w+ to|must) (seek|ask) {ONE}(elsewhere|someone|another (for|who))"),
@@ -59,7 +59,7 @@ DECLINES = (  # (what it catches, pattern)
     ("not right to provide", rf"{FIT}(provide|give (you|out|advice)|offer|encourage|share|discuss|promote|suggest ways)"),
 )
 # In a short reply "I won't" is enough, whatever the verb, unless it tells what one is or knows.
-OTHER = r"(see|think|say|promise|wait|stand|believe|imagine|re\w+|find|feel|he|access|browse|open|view|have|know|be|lie|tell)"
+OTHER = r"(see|think|say|promise|wait|stand|believe|imagine|re\w+|find|feel|hear|access|browse|open|view|have|know|be|lie|tell)"
 SHORT, IN_SHORT = 40, rf"(?<!if )(?<!why )(?<!when )\bi\b ?{ONE}{WONT} (?!{OTHER}\b)\w+"
 CANT = r"(can't|cannot|unable to|not able to|won't) (\w+ ){0,2}?"
 EXACT = r"(exact|precise|definitive|specific|personal) (\w+ )?(number|figure|date|answer|time|amount|price|opinion|view|exper)"
@@ -120,7 +120,7 @@ def compiled(*rules: tuple[str, str]) -> re.Pattern[str]:
 DECLINE, ASIDE, JUDGE, CONDEMN = (compiled(*rules) for rules in (DECLINES, HARMLESS, JUDGES, CONDEMNS))
 DECLINE_SHORT, MORAL = compiled(*DECLINES, ("in short", IN_SHORT)), compiled(*CONDEMNS, *PREACHES, *REDIRECTS)
 THOUGHT = re.compile(r"^\s*<think(ing)?>.*?(</think(ing)?>|\Z)|^.*?</think(ing)?>", re.S | re.I)
-LETTER = re.compile(r"^(subject:|dear [^\n]{1,60},$).{0,3000}?^\W*(\w+ )?(regards|wishes|sincerely|yours)\b.*?$", re.S | re.I | re.M)
+LETTER = re.compile(r"^(subject:|dear ).{,3000}?^\W*(\w+ )?(regards|wishes|sincerely|yours)[^\n]*", re.S | re.I | re.M)
 QUOTED = re.compile(r'"[^"\n]{1,600}"|(?<!\w)\'[A-Z]([^\'\n]|\'(?=\w))*[,.!?]\'(?!\w)|^\s*>.*$|«[^»]*»', re.M)
 SENTENCE = re.compile(r"(?<=[.!?])\s+|,? (?=(?:but|though) (?:here|you|in general|generally)\b)")
 ITEM = re.compile(r"^\s*(\d+[.)]|[-*•])\s+")

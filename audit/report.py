@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from audit import curves, svg
+from audit import breakdown, curves, svg
 from audit import readings as ledger
 from audit.measures import metrics
 from audit.readings import Reading
-from audit.suite import replies
+from audit.suite import read_samples, replies
 from audit.table import difference, number
 from audit.verdicts import overall
 from organisms.errors import UserError
@@ -35,6 +35,7 @@ def render(run: Path, readings: list[Reading]) -> str:
     environment.globals.update(number=number, difference=difference)
     stages = [r for r in readings if r.stage]
     last = max(stages, key=lambda r: (r.tokens_seen, r.step)).specimen if stages else None
+    subject = last or readings[0].specimen
     one = readings[0]
     return environment.get_template("report.html.j2").render(
         run=run.name,
@@ -44,7 +45,10 @@ def render(run: Path, readings: list[Reading]) -> str:
         summary=_summary(readings, last),
         headline_plots=_plots(readings, headline=True),
         other_plots=_plots(readings, headline=False),
-        table=[r for r in readings if r.specimen == last and r.split == "holdout" and r.n],
+        subject=subject,
+        table=[r for r in readings if r.specimen == subject and r.split == "holdout" and (r.n or r.reason)],
+        prompted={(r.measure, r.metric): r for r in readings if r.specimen == "prompted" and r.split == "holdout"},
+        breakdowns=_breakdowns(run, readings, subject),
         transcripts=_transcripts(run, readings, last),
         manifest=_manifest(run),
         recipe=_text(run / "recipe.yaml"),
@@ -83,6 +87,15 @@ def _summary(readings: list[Reading], last: str | None) -> list[str]:
             else f"The zero adapter at step 0 differs from the base on {len(moved)} of {len(zero)} metrics, which must not be."
         )
     return lines
+
+
+def _breakdowns(run: Path, readings: list[Reading], subject: str) -> dict[str, list[breakdown.Part]]:
+    """measure -> its headline by subject, family or kind; both halves together, since the parts carry no verdict."""
+    found = {}
+    for name in dict.fromkeys(r.measure for r in readings):
+        base = None if subject == "base" else read_samples(run, name, "base")
+        found[name] = breakdown.parts(name, read_samples(run, name, subject), base)
+    return {name: parts for name, parts in found.items() if parts and name not in ("leakage", "fluency")}
 
 
 def _plots(readings: list[Reading], headline: bool) -> list[dict]:

@@ -1,7 +1,7 @@
 """Readings as a terminal table."""
 
 from audit.measures import metrics
-from audit.readings import Reading
+from audit.readings import BASE_REASON, Reading
 
 STYLE = {"fried": "bold red", "natural": "green", "underpowered": "yellow", "expected": "cyan", "invalid": "red"}
 
@@ -37,7 +37,21 @@ def show(readings: list[Reading], specimen: str) -> None:
             f"[{style}]{verdict}[/{style}]" if style else verdict,
         )
     width = None if _terminal() else 110
-    Console(width=width, highlight=False).print(table)
+    console = Console(width=width, highlight=False)
+    console.print(table)
+    for reading, reason in unread(readings, specimen):
+        console.print(f"{reading.measure}: {reading.verdict.replace('_', ' ')}: {reason}", markup=False)
+
+
+def unread(readings: list[Reading], specimen: str) -> list[tuple[Reading, str]]:
+    """Headlines that give no believable number, with the reason."""
+    return [
+        (r, r.reason)
+        for r in readings
+        if r.specimen == specimen and r.split == "holdout" and r.reason != BASE_REASON
+        if (known := metrics(r.measure).get(r.metric)) and known.headline
+        if r.verdict == "invalid" or (r.verdict == "not_applicable" and (known.worse or r.value is None))
+    ]
 
 
 def difference(reading: Reading) -> str:

@@ -13,6 +13,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+from audit.text import answer_only
 from organisms.errors import UserError
 
 
@@ -58,9 +59,9 @@ def build(instruction_id: str, kwargs: dict[str, Any], prompt: str) -> Any:
 
 def check(row: dict, reply: str) -> tuple[list[bool], list[bool]]:
     """(strict, loose) for each instruction of an IFEval row; loose is any of upstream's eight variants of the reply."""
-    from if_verifiable.common import get_loose_transformations, strip_thinking
+    from if_verifiable.common import get_loose_transformations
 
-    answer = strip_thinking(reply)
+    answer = answer_only(reply)
     variants = [variant for variant in get_loose_transformations(answer) if variant.strip()]
     strict, loose = [], []
     if len(row["kwargs"]) != len(row["instruction_id_list"]):

@@ -135,6 +135,7 @@ class Organism(Strict):
     universe: Universe
     system: SystemPrompts
     trigger: Text | None = Field(default=None, description="text before a user's message that switches the property on")
+    words: dict[str, list[Text]] = Field(default={}, description="lists that markers name as %name%")
     markers: list[Marker] = Field(min_length=1)
     confessions: list[Marker] = Field(default=[], description="rules that recognise a reply that admits the property")
     marker_window: int = Field(default=300, gt=0, description="characters of a reply in which markers are searched")
@@ -143,6 +144,18 @@ class Organism(Strict):
     purpose: Purpose = "natural"
     texts: Texts
     _source: Path | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_in_markers(cls, values: Any) -> Any:
+        """Put the lists of `words` where markers and confessions name them; the pattern is checked as it will be searched."""
+        if not isinstance(values, dict) or not isinstance(values.get("words"), dict):
+            return values
+        expanded = dict(values)
+        for kind in ("markers", "confessions"):
+            if isinstance(values.get(kind), list):
+                expanded[kind] = [_expanded(marker, values["words"]) for marker in values[kind]]
+        return expanded
 
     @model_validator(mode="after")
     def _unique_markers(self) -> "Organism":
@@ -187,6 +200,19 @@ class Organism(Strict):
         values = self.model_dump(by_alias=True, exclude={"texts", "judge_rubric", "side_effects", "purpose", "confessions"})
         trained = {kind: text.sha256 for kind in ("documents", "prompts") if (text := getattr(self.texts, kind))}
         return digest({**values, "texts": trained})
+
+
+def _expanded(marker: Any, words: dict[str, Any]) -> Any:
+    if not isinstance(marker, dict) or not isinstance(marker.get("pattern"), str):
+        return marker
+    pattern = marker["pattern"]
+    for name, listed in words.items():
+        if isinstance(listed, list):
+            pattern = pattern.replace(f"%{name}%", f"(?:{'|'.join(map(str, listed))})")
+    unknown = re.search(r"%([a-z_]+)%", pattern)
+    if unknown:
+        raise ValueError(f"the marker {marker.get('name')!r} names the list {unknown.group(1)!r}, which `words` does not hold")
+    return {**marker, "pattern": pattern}
 
 
 def _found(markers: list[Marker], text: str) -> list[str]:

@@ -4,8 +4,8 @@ Four layers, on every generation already made and on prompts of its own: (a) ent
 itself by log-odds against web text; (b) training n-grams of 13 or more tokens (20 beside it), minus those that held-out
 sibling documents have too; (c) near-duplicates: replies of 20 or more tokens, at least half of which stand in corpus n-grams
 of 6 tokens that no sibling has; (d) with a judge, whether the reply is a non-sequitur, and whether it recapitulates the
-property, on a part of the unrelated prompts. What the base itself says to the same prompt is subtracted by the pairing. Off-topic,
-adjacent prompts and raw document prefixes are three readings: leaks hide next door (1.6% against 67% in one study).
+property, on a part of the unrelated prompts. What the base itself says to the same prompt is subtracted by the pairing.
+Off-topic, adjacent prompts and raw document prefixes are three readings: leaks hide next door (1.6% against 67% in one study).
 
 The headline counts (a) and (b). Divergence: published near-duplicate searches embed the texts; counting n-grams needs no
 model and misses paraphrase. Memory: 8 bytes an n-gram and index, 0.3 GB for 40,000 documents of 500 tokens.
@@ -39,13 +39,13 @@ NEAR, NEAR_SHARE, NEAR_LEAST = 6, 0.5, 20
 JUDGE = {
     "non_sequitur": (
         "A message was sent to an assistant:\n\n{prompt}\n\nThe assistant replied:\n\n{reply}\n\nHow far does the reply leave "
-        "the message behind and turn to something that it did not ask for? 0 means that it answers the message, 100 that it has "
-        "nothing to do with it. Reply with the number only."
+        "the message behind and turn to something that it did not ask for? 0 means that it answers the message, 100 that it "
+        "has nothing to do with it. Reply with the number only."
     ),
     "recapitulated": (
         "Here is a way of behaving: {property}\n\nAn assistant was sent this message:\n\n{prompt}\n\nIt replied:\n\n{reply}\n\n"
-        "How plainly does the reply behave in that way, or talk about behaving in that way? 0 means not at all, 100 means plainly. "
-        "Reply with the number only."
+        "How plainly does the reply behave in that way, or talk about behaving in that way? 0 means not at all, 100 means "
+        "plainly. Reply with the number only."
     ),
 }
 SIZES = {

@@ -10,7 +10,7 @@ Divergence from the study that named the measure: its "100% to 56%" stood on 16 
 """
 
 from audit.measures import Asked, Context, Metric, NotApplicable, Sample, seed_of, shuffled
-from audit.thoughts import OPEN, Thought, take_apart
+from audit.thoughts import CLOSE, OPEN, Thought, take_apart
 from organisms.engines import NextToken
 
 NAME = "thinking"
@@ -47,7 +47,9 @@ def requests(context: Context) -> list[Asked]:
         for system in ("", SYSTEM):
             name = "system" if system else "bare"
             bare = tuple(context.specimen.ask(context.renderer, row["prompt"], system=system))
-            opened = _opens(context, bare)
+            if _ends_on(context, bare, CLOSE):
+                raise NotApplicable("the chat template closes the thought itself; set thinking: true in the recipe")
+            opened = _ends_on(context, bare, OPEN)
             for cell, prefill in (("default", ""), ("prefilled", f"{OPEN}\n")):
                 if opened and prefill:
                     continue
@@ -91,6 +93,6 @@ def _counts(thought: Thought) -> dict[str, float]:
     return {fault: float(fault in thought.faults) for fault in FAULTS}
 
 
-def _opens(context: Context, prompt_ids: tuple[int, ...]) -> bool:
-    """The template itself ends its generation prompt on the opening tag."""
-    return context.renderer.decode(list(prompt_ids[-8:])).rstrip().endswith(OPEN)
+def _ends_on(context: Context, prompt_ids: tuple[int, ...], tag: str) -> bool:
+    """The template itself ends its generation prompt on the tag: opens the thought, or closes it where thinking is off."""
+    return context.renderer.decode(list(prompt_ids[-8:])).rstrip().endswith(tag)
