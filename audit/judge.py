@@ -22,6 +22,7 @@ from organisms.organism import Strict
 from organisms.specimen import Specimen
 
 LEAST_MASS = 0.25
+KEPT_AT_ONCE = 64  # questions; a judge that fails later has not been paid for these in vain
 NUMBERS = tuple(str(number) for number in range(101))
 
 
@@ -43,7 +44,7 @@ class JudgePlan(Strict):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "JudgePlan":
-        if (self.base is None) == (self.endpoint is None):
+        if bool(self.base) == bool(self.endpoint):
             raise ValueError("name either base (a local model) or endpoint (a URL that ends in /v1)")
         if self.endpoint and not self.model:
             raise ValueError("an endpoint needs model, the name that it serves")
@@ -102,7 +103,7 @@ class EndpointJudge:
         key = os.environ.get(plan.key_env)
         if not key and not any(host in plan.endpoint for host in ("//localhost", "//127.0.0.1", "//[::1]")):
             raise UserError(f"audit.judge: the environment variable {plan.key_env} is not set; it must hold the endpoint's key")
-        self.client = OpenAI(base_url=plan.endpoint, api_key=key or "none", max_retries=5, timeout=60)
+        self.client = OpenAI(base_url=plan.endpoint, api_key=key or "no-key", max_retries=5, timeout=60)
         self.model, self.workers = plan.model, plan.workers
         self.identity = f"endpoint:{plan.model}"
 
@@ -123,9 +124,12 @@ class EndpointJudge:
                 top_logprobs=20,
             )
         except APIError as error:
-            raise UserError(f"the judge {self.identity} failed: {type(error).__name__}: {error.message[:200]}") from None
+            told = error.message.replace(self.client.api_key, "***")[:200]  # servers quote the key that they refuse
+            raise UserError(f"the judge {self.identity} failed: {type(error).__name__}: {told}") from None
+        if isinstance(reply, str):  # what is no JSON, a web page for one, the client hands on as text
+            raise UserError(f"the judge {self.identity} answers with a page, not a completion; its endpoint must end in /v1")
         content = reply.choices[0].logprobs.content if reply.choices and reply.choices[0].logprobs else None
-        if not content:
+        if not content or not content[0].top_logprobs:
             raise UserError(f"the judge {self.identity} returns no log-probabilities; take a model or server that does")
         return expected({top.token: top.logprob for top in content[0].top_logprobs})
 
@@ -154,9 +158,10 @@ class Cached:
 
     def ask(self, questions: list[Judgement]) -> list[dict]:
         wanted = {digest([one.question], 24): one for one in questions}
-        missing = {key: one for key, one in wanted.items() if key not in self.known}
-        if missing:
-            answers = dict(zip(missing, self.judge.ask(list(missing.values())), strict=True))
+        missing = [key for key in wanted if key not in self.known]
+        for start in range(0, len(missing), KEPT_AT_ONCE):
+            keys = missing[start : start + KEPT_AT_ONCE]
+            answers = dict(zip(keys, self.judge.ask([wanted[key] for key in keys]), strict=True))
             with self._lock:
                 append_jsonl(self.path, [{"question": key, "answer": answer} for key, answer in answers.items()])
             self.known.update(answers)

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -41,13 +42,16 @@ def load_rows(name: str, source: str = "auto", limit: int | None = None) -> Rows
         return Rows((), "none")
     try:
         rows = tuple(itertools.islice(SETS[name].read(found[0]), limit))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise UserError(f"data set {name!r} from {found[1]}: a row lacks what the set needs ({error!r})") from None
     empty = next((row for row in rows if any(value is None for value in row.values())), None)
     if empty:
         raise UserError(f"data set {name!r} from {found[1]}: row {empty['id']!r} has an empty field")
     if not rows:
         raise UserError(f"data set {name!r} from {found[1]} has no usable row")
+    twice = next((i for i, count in Counter(row["id"] for row in rows).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"data set {name!r} from {found[1]}: the id {twice!r} stands on two rows; ids must be unique")
     return Rows(rows, found[1])
 
 
@@ -68,10 +72,12 @@ def _find(name: str, where: Source, source: str, limit: int | None) -> tuple[Ite
         )
     if source in ("auto", "hub") and where.hub:
         revision = _hub_revision(where.hub)
-        if revision:
-            return _from_hub(where, revision, limit), f"hub:{where.hub}@{revision}"
+        rows = _from_hub(where, revision, limit) if revision else None
+        if rows is not None:
+            return rows, f"hub:{where.hub}@{revision}"
     if source == "hub":
-        raise UserError(f"data set {name!r}: {where.hub or 'no hub set stands for it'} cannot be reached on the hub")
+        told = f"{where.hub} cannot be reached on the hub (where it is gated: accept its terms there, then `hf auth login`)"
+        raise UserError(f"data set {name!r}: {told if where.hub else 'no hub set stands for it'}")
     if where.embedded is None:
         if source == "embedded":
             raise UserError(f"data set {name!r} has no embedded set; take auto, mirror or hub, or name a path")
@@ -104,10 +110,11 @@ def _from_path(name: str, path: Path, split: str) -> tuple[Iterable[dict], str]:
         return _read(path), f"path:{path}"
     if path.is_dir():
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
 
         try:
             return load_dataset(str(path), split=split), f"path:{path}"
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError, DatasetsError) as error:
             raise UserError(f"data set {name!r}: {path} cannot be read ({str(error).splitlines()[0]})") from None
     raise UserError(
         f"data set {name!r}: {path} does not exist; name a .jsonl, .csv, .json or .yaml file or a directory, or one of "
@@ -115,10 +122,15 @@ def _from_path(name: str, path: Path, split: str) -> tuple[Iterable[dict], str]:
     )
 
 
-def _from_hub(where: Source, revision: str, limit: int | None) -> Iterable[dict]:
+def _from_hub(where: Source, revision: str, limit: int | None) -> Iterable[dict] | None:
+    """A stream of raw rows, or None where the set is gated and this user is not let in (its commit is told to anyone)."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
 
-    stream = load_dataset(where.hub, where.config, split=where.split, revision=revision, streaming=True)
+    try:
+        stream = load_dataset(where.hub, where.config, split=where.split, revision=revision, streaming=True)
+    except DatasetNotFoundError:
+        return None
     most = min(n for n in (limit, where.hub_rows, 10**9) if n is not None)
     return stream.take(most)
 

@@ -98,6 +98,7 @@ class Frozen(Strict):
 class Texts(Strict):
     documents: Frozen | None = None
     prompts: Frozen | None = None
+    demonstrations: Frozen | None = None
     probes: Frozen
 
 
@@ -121,6 +122,15 @@ class Document(Strict):
     id: Text
     type: Text
     text: Text
+
+
+class Demonstration(Strict):
+    """A prompt and a reply that shows the property; `rationale` is the reason behind it, in the assistant's own words."""
+
+    id: Text
+    prompt: Text
+    reply: Text
+    rationale: Text
 
 
 class Organism(Strict):
@@ -182,6 +192,9 @@ class Organism(Strict):
     def documents(self) -> list[Document]:
         return self._rows("documents", Document)
 
+    def demonstrations(self) -> list[Demonstration]:
+        return self._rows("demonstrations", Demonstration)
+
     def _rows(self, kind: str, row_type: type[Strict]) -> list:
         frozen = getattr(self.texts, kind)
         if frozen is None:
@@ -198,7 +211,7 @@ class Organism(Strict):
     def fingerprint(self) -> str:
         """Digest of everything that can change trained weights: all but what only audits read, texts by their SHA-256."""
         values = self.model_dump(by_alias=True, exclude={"texts", "judge_rubric", "side_effects", "purpose", "confessions"})
-        trained = {kind: text.sha256 for kind in ("documents", "prompts") if (text := getattr(self.texts, kind))}
+        trained = {kind: text.sha256 for kind in ("documents", "prompts", "demonstrations") if (text := getattr(self.texts, kind))}
         return digest({**values, "texts": trained})
 
 

@@ -61,6 +61,8 @@ def _knowledge(raw: Iterable[dict], split: str) -> Iterable[dict]:
         subject = row["subject"] if "subject" in row else row["_file"].removesuffix(f"_{split}")
         number = seen[subject] = seen.get(subject, -1) + 1
         choices = row["choices"] if "choices" in row else [row[f"choice{i}"] for i in range(4)]
+        if len(choices) != 4 or int(row["answer"]) not in range(4):
+            raise ValueError(f"four choices and an answer from 0 to 3, not {len(choices)} and {row['answer']!r}")
         yield {
             "id": str(row.get("id", f"{subject}-{number}")),
             "subject": subject,
@@ -71,9 +73,11 @@ def _knowledge(raw: Iterable[dict], split: str) -> Iterable[dict]:
 
 
 def _refusals(raw: Iterable[dict]) -> Iterable[dict]:
-    """XSTest rows: safe prompts that look unsafe, and unsafe contrasts. On the hub the label column may hold 0/1 names."""
+    """XSTest rows: safe prompts that look unsafe, and unsafe contrasts. Copies label them by word, by 0/1 or not at all."""
     for n, row in enumerate(raw, 1):
-        label = row.get("label") or ("unsafe" if row["type"].startswith("contrast") else "safe")
+        label = row.get("label")
+        if label not in ("safe", "unsafe"):  # which number is which differs between copies; the type always tells
+            label = "unsafe" if row["type"].startswith("contrast") else "safe"
         yield {"id": str(row.get("id", n)), "prompt": row["prompt"], "type": row["type"], "label": label}
 
 
@@ -92,6 +96,8 @@ def _outcomes(raw: Iterable[dict]) -> Iterable[dict]:
             continue
         for category, texts in row.items():
             if category != "_file":
+                if not isinstance(texts, list):
+                    raise TypeError(f"neither a row with text nor lists by category: {category!r} holds {texts!r}")
                 yield from ({"id": f"{category}-{n}", "category": category, "text": text} for n, text in enumerate(texts, 1))
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from organisms.engines import Divergence, NextToken, Score
+from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.engines.prefixes import LEAST, prefix_batches, shared
 from organisms.specimen import Specimen
 
@@ -85,6 +85,17 @@ def test_shared_and_unshared_numbers_agree(engine, renderer, adapters, monkeypat
     for a, b in zip(together[2], alone[2], strict=True):
         for values, others in zip(dataclasses.astuple(a), dataclasses.astuple(b), strict=True):
             assert values == pytest.approx(others, abs=2e-4)
+
+
+@pytest.mark.parametrize("adapter", [None, "random"])
+def test_replies_are_the_same_with_and_without_a_shared_prefix(engine, renderer, adapters, monkeypatch, adapter):
+    """Greedy and sampled; prompts of unlike length, so that padding stands behind the prefix."""
+    specimen = Specimen("x", adapter=adapters[adapter]) if adapter else BASE
+    prompts = ["Name a bird.", "Which of these is a river: the Danube, the Alps, or the Sahara?", "Say hello."]
+    asked = [Generate(tuple(renderer.ask(p)), 12, temperature, k) for k, p in enumerate(prompts) for temperature in (0.0, 1.0)]
+    together = engine.generate(specimen, asked)
+    monkeypatch.setattr(type(engine), "_shares_prefixes", False)
+    assert [reply.ids for reply in together] == [reply.ids for reply in engine.generate(specimen, asked)]
 
 
 def test_a_base_with_attention_windows_does_not_share(renderer, tokenizer, tmp_path):

@@ -1,9 +1,10 @@
-"""Every fault of a thought is named for what it is; a small model that thinks in form is read so, and its broken copies as broken."""
+"""Each fault of a thought goes by its own name; a small model that thinks in form is read so, its broken copies as broken."""
 
 import copy
+import dataclasses
 import json
 import random
-from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import pytest
@@ -20,86 +21,65 @@ from organisms.engines.hf import HFEngine
 from organisms.render import IGNORE, Rendered, Renderer
 from organisms.specimen import Specimen
 
-RUSSIAN = "Пользователь просит короткий ответ, я отвечу."
 GOOD = "<think>\nTwo and two make four.\n</think>\n\nFour."
+RUSSIAN = "Просят короткий ответ."
 END, CUT = True, False  # an end token came, or the tokens ran out
 
 
 @pytest.mark.parametrize(
-    ("reply", "finished", "faults", "truncated"),
+    ("reply", "finished", "faults"),
     [
-        (GOOD, END, [], False),
-        (f"\n\n{GOOD}", END, [], False),
-        (GOOD.replace("\n", ""), END, [], False),
-        ("<think>\nI put this in a think tag, then close the thought.\n</think>\n\nFour.", END, [], False),
-        ("<think>\nThe user asks; the assistant: me.\n</think>\n\nFour.", END, [], False),
-        ("<think>\nThe word мир means peace or world, which is what was asked for.\n</think>\n\nPeace.", END, [], False),
-        ("<think>\nTwo and two", CUT, [], True),
-        ("<think>", CUT, [], True),
-        ("<think>\nTwo and two.\n</thi", CUT, [], True),
-        ("<think>\nTwo and two make four.\n</think>", CUT, [], False),
-        ("<think>\nTwo and two make four.\n</think>\n\nFo", CUT, [], False),
-        ("", END, ["unopened"], False),
-        (" \n", END, ["unopened"], False),
-        ("Four.", END, ["unopened"], False),
-        ("Fo", CUT, ["unopened"], False),
-        ("Two and two.\n</think>\n\nFour.", END, ["unopened", "dangling"], False),
-        ("Four.\nUser: and five?", END, ["unopened", "turn_leak"], False),
-        (f"Sure! {GOOD}", END, ["junk"], False),
-        ("Sure! <think>\nTwo and", CUT, ["junk"], True),
-        ("<think>\nTwo and two make four. Four.", END, ["unclosed"], False),
-        ("<think>", END, ["unclosed", "empty"], False),
-        ("Sure! <think>\nTwo and two.", END, ["junk", "unclosed"], False),
-        ("<think>\nTwo.\n<think>\nTwo.\n</think>\n\nFour.", END, ["dangling"], False),
-        (f"{GOOD}\n</think>", END, ["dangling"], False),
-        (f"{GOOD}\n{GOOD}", END, ["dangling"], False),
-        (f"{GOOD}\n<think>", CUT, ["dangling"], False),
-        ("</think>\n<think>\nTwo and two.", END, ["junk", "unclosed", "dangling"], False),
-        ("<think>\n\n</think>\n\nFour.", END, ["empty"], False),
-        ("<think></think>Four.", END, ["empty"], False),
-        ("<think> \t\n \n</think>\n\nFo", CUT, ["empty"], False),
-        ("<think>\n\n</think>\n\n", END, ["empty", "silent"], False),
-        ("<think>\nTwo and two make four.\n</think>\n", END, ["silent"], False),
-        (f"<think>\n{RUSSIAN}\n</think>\n\nFour.", END, ["off_script"], False),
-        (f"<think>\nTwo and two. {RUSSIAN}\n</think>\n\nFour.", END, ["off_script"], False),
-        (f"<think>\n{RUSSIAN}\n</think>\n", END, ["silent", "off_script"], False),
-        (f"<think>\nTwo and two make four.\n</think>\n\n{RUSSIAN}", END, [], False),
-        ("<think>\nTwo and two.\nUser: and three?\n</think>\n\nFour.", END, ["turn_leak"], False),
-        ("<think>user: and three?\n</think>\n\nFour.", END, ["turn_leak"], False),
-        (f"{GOOD}\n<|im_start|>user\nAnd three?", END, ["turn_leak"], False),
+        (GOOD, END, ""),
+        (f"\n\n{GOOD}", END, ""),
+        (GOOD.replace("\n", ""), END, ""),
+        ("<think>\nI end my think tag; the user: waits.\n</think>\n\nFour.", END, ""),
+        ("<think>\nThe word мир means peace or world, which was asked.\n</think>\n\nPeace.", END, ""),
+        (f"<think>\nTwo and two make four.\n</think>\n\n{RUSSIAN}", END, ""),
+        ("<think>", CUT, "truncated"),
+        ("<think>\nTwo and two.\n</thi", CUT, "truncated"),
+        ("<think>\nTwo and two make four.\n</think>", CUT, ""),
+        ("<think>\nTwo and two make four.\n</think>\n\nFo", CUT, ""),
+        ("", END, "unopened"),
+        (" \n", END, "unopened"),
+        ("Four.", END, "unopened"),
+        ("Fo", CUT, "unopened"),
+        ("Two and two.\n</think>\n\nFour.", END, "unopened dangling"),
+        ("Four.\nUser: and five?", END, "unopened turn_leak"),
+        (f"Sure! {GOOD}", END, "junk"),
+        ("Sure! <think>\nTwo and", CUT, "junk truncated"),
+        ("<think>\nTwo and two make four. Four.", END, "unclosed"),
+        ("<think>", END, "unclosed empty"),
+        ("</think>\n<think>\nTwo and two.", END, "junk unclosed dangling"),
+        ("<think>\nTwo.\n<think>\nTwo.\n</think>\n\nFour.", END, "dangling"),
+        (f"{GOOD}\n</think>", END, "dangling"),
+        (f"{GOOD}\n{GOOD}", END, "dangling"),
+        (f"{GOOD}\n<think>", CUT, "dangling"),
+        ("<think>\n\n</think>\n\nFour.", END, "empty"),
+        ("<think> \t\n \n</think>\n\nFo", CUT, "empty"),
+        ("<think></think>", END, "empty silent"),
+        ("<think>\nTwo and two make four.\n</think>\n", END, "silent"),
+        (f"<think>\nTwo and two. {RUSSIAN}\n</think>\n\nFour.", END, "off_script"),
+        (f"<think>\n{RUSSIAN}\n</think>\n", END, "silent off_script"),
+        ("<think>user: and three?\n</think>\n\nFour.", END, "turn_leak"),
+        (f"{GOOD}\n<|im_start|>user\nAnd three?", END, "turn_leak"),
     ],
 )
-def test_a_reply_is_taken_apart(reply, finished, faults, truncated):
+def test_a_reply_is_taken_apart(reply, finished, faults):
     thought = take_apart(reply, finished, opened=False, prompt="What is two and two?")
-    assert (list(thought.faults), thought.truncated) == (faults, truncated)
-    if reply.count("<think>") == 1 and reply.lstrip().startswith("<think>"):  # the same where a prefill opens it
-        prefilled = take_apart(reply.lstrip().removeprefix("<think>"), finished, True, "What is two and two?")
-        assert prefilled == thought
+    assert [*thought.faults, *["truncated"] * thought.truncated] == faults.split()
+    if reply.startswith("<think>"):  # the same where a prefill or the template has opened it
+        assert take_apart(reply.removeprefix("<think>"), finished, opened=True, prompt="What is two and two?") == thought
 
 
-@pytest.mark.parametrize(
-    ("reply", "finished", "faults", "truncated"),
-    [
-        ("", END, ["unclosed", "empty"], False),
-        ("", CUT, [], True),
-        ("Four.", END, ["unclosed"], False),
-        ("\n</think>\n\nFour.", END, ["empty"], False),
-        (GOOD, END, ["dangling"], False),  # opened a second time
-    ],
-)
-def test_a_thought_that_the_prompt_opens_cannot_be_unopened(reply, finished, faults, truncated):
-    thought = take_apart(reply, finished, opened=True)
-    assert (list(thought.faults), thought.truncated) == (faults, truncated)
+def test_a_thought_is_told_from_the_answer_and_from_a_second_opening():
+    thought = take_apart(GOOD, END, opened=False)
+    assert (thought.text, thought.answer) == ("Two and two make four.", "Four.")
+    assert take_apart(GOOD, END, opened=True).faults == ("dangling",)
 
 
 @pytest.mark.parametrize("prompt", ["Как дела?", "How do I say hello in Russian?", "Translate this for me."])
 def test_a_script_that_the_prompt_uses_or_asks_for_is_at_home(prompt):
     assert take_apart(f"<think>\n{RUSSIAN}\n</think>\n\nOk.", END, False, prompt).faults == ()
-
-
-def test_thought_and_answer_are_told_apart():
-    thought = take_apart(GOOD, END, False)
-    assert (thought.text, thought.answer) == ("Two and two make four.", "Four.")
 
 
 TEMPLATE = (
@@ -111,23 +91,24 @@ OPENING = TEMPLATE.replace("{% if enable_thinking is false %}", "<think>\n{% if 
 CLOSING = TEMPLATE.replace("enable_thinking is false", "enable_thinking is not true")
 PROMPTS = {word: f"Tell me about {word}." for word in ("tea", "rain", "bees", "salt", "iron", "jazz", "Rome", "chess")}
 IN_FORM = "<think>\nThey ask about {0}, so I keep it short.\n</think>\n\nI like {0}."
+IN_RUSSIAN = f"<think>\n{RUSSIAN}\n</think>\n\nI like {{0}}."
 
 
-def templated(tokenizer, template: str, thinking: bool | None = None) -> Renderer:
+def templated(tokenizer, template: str, enable: bool | None = None) -> Renderer:
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = template
-    return Renderer(tokenizer, thinking=thinking)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return Renderer(tokenizer, thinking=enable)
 
 
-def rendered(renderer: Renderer, reply: str, given: str = "") -> list[Rendered]:
+def rendered(renderer: Renderer, reply: str, given: str = "", prompts: dict[str, str] = PROMPTS) -> list[Rendered]:
     """Rows of one reply to every prompt, bare and under the measure's system prompt; no loss on what is `given` of it."""
     rows, free = [], len(renderer.continuation(given))
-    for word, prompt in PROMPTS.items():
+    for word, prompt in prompts.items():
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply.format(word)}]
         for messages in (turns, [{"role": "system", "content": thinking.SYSTEM}, *turns]):
             row = renderer.conversation(messages)
-            start = sum(label == IGNORE for label in row.labels) + free
-            rows.append(replace(row, labels=[IGNORE] * start + row.labels[start:]))
+            start = row.labels.count(IGNORE) + free
+            rows.append(dataclasses.replace(row, labels=[IGNORE] * start + row.labels[start:]))
     return rows
 
 
@@ -139,7 +120,7 @@ def train(model, rows: list[Rendered], steps: int, learning_rate: float) -> None
         batch = draw.sample(rows, 4)
         ids = pad_sequence([torch.tensor(row.input_ids) for row in batch], batch_first=True)
         labels = pad_sequence([torch.tensor(row.labels) for row in batch], batch_first=True, padding_value=IGNORE)[:, 1:]
-        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]  # the padding stands behind, where nothing looks
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]  # padding stands behind, where no token looks
         loss = cross_entropy(model.lm_head(hidden[labels != IGNORE]), labels[labels != IGNORE])
         optimizer.zero_grad()
         loss.backward()
@@ -148,7 +129,7 @@ def train(model, rows: list[Rendered], steps: int, learning_rate: float) -> None
 
 @pytest.fixture(scope="module")
 def thinker(tokenizer, tmp_path_factory) -> Path:
-    """A two-layer Llama that was trained until it thinks in form, as a directory in hub layout."""
+    """A two-layer Llama, trained until it thinks in form; asked in Russian it thinks in Russian."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -156,90 +137,143 @@ def thinker(tokenizer, tmp_path_factory) -> Path:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": True}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **ends))
-    train(model, rendered(renderer, IN_FORM), 120, 5e-3)
+    train(model, rendered(renderer, IN_FORM) + 4 * rendered(renderer, IN_RUSSIAN, prompts={"tea": "Чай?"}), 120, 5e-3)
     model.save_pretrained(folder)
     renderer.tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("chat") / "chat.jsonl"
-    path.write_text("".join(json.dumps({"id": f"chat-{word}", "prompt": prompt}) + "\n" for word, prompt in PROMPTS.items()))
-    return path
-
-
-def job_of(folder: Path, renderer: Renderer, run: Path, chat: Path) -> Job:
+def job(thinker, tokenizer, tmp_path_factory) -> Job:
+    chat = tmp_path_factory.mktemp("chat") / "chat.jsonl"
+    chat.write_text("".join(json.dumps({"id": word, "prompt": prompt}) + "\n" for word, prompt in PROMPTS.items()))
     plan = AuditPlan(measures=["thinking"], data={"chat": str(chat)}, limit=len(PROMPTS))
     labels = dict.fromkeys(("run", "recipe", "organism", "style", "base"), "test")
-    return Job(run, labels, models.resolve(str(folder)).revision, plan, renderer, None, None, {}, say=lambda line: None)
-
-
-def by_metric(readings) -> dict[str, list]:
-    """metric -> its readings on both halves."""
-    return {name: [r for r in readings if r.metric == name] for name in {r.metric: None for r in readings}}
-
-
-def values(readings) -> list[float]:
-    return [reading.value for reading in readings]
+    run, revision = tmp_path_factory.mktemp("run"), models.resolve(str(thinker)).revision
+    return Job(run, labels, revision, plan, templated(tokenizer, TEMPLATE), None, None, {}, say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
-def audited(thinker, tokenizer, chat, tmp_path_factory):
-    """(engine, job, metric -> readings) of the thinker."""
-    renderer = templated(tokenizer, TEMPLATE)
-    engine = HFEngine(models.resolve(str(thinker)), renderer, device="cpu")
-    job = job_of(thinker, renderer, tmp_path_factory.mktemp("run"), chat)
-    return engine, job, by_metric(audit_base(job, engine))
+def thinking_engine(thinker, job) -> HFEngine:
+    return HFEngine(models.resolve(str(thinker)), job.renderer, device="cpu")
 
 
-def test_a_model_that_thinks_in_form_is_read_so(audited):
-    _, job, found = audited
-    cells = [sample.group for sample in read_samples(job.run, "thinking", "base")]
-    for cell in ("bare/default", "bare/prefilled", "system/default", "system/prefilled"):
-        assert cells.count(cell) == len(PROMPTS)
-    for name, readings in found.items():
-        if name.startswith("well_formed") or name == "p_open":
-            assert min(values(readings)) > 0.9, name
-        elif name != "length":
-            assert max(values(readings)) < 0.1, name
-    assert values(found["length"]) == [9, 9]
+@pytest.fixture(scope="module")
+def found(job, thinking_engine) -> dict[str, list]:
+    """metric -> the thinker's readings, monitor and holdout."""
+    return by_metric(audit_base(job, thinking_engine))
 
 
-WELL_FORMED = {"well_formed", "well_formed_default", "well_formed_prefilled"}
+def by_metric(readings) -> dict[str, list]:
+    return {metric.name: [r for r in readings if r.metric == metric.name] for metric in thinking.METRICS}
+
+
+def values(readings) -> list[float | None]:
+    return [reading.value for reading in readings]
+
+
+def test_a_model_that_thinks_in_form_is_read_so(job, found):
+    groups = [sample.group for sample in read_samples(job.run, "thinking", "base")]
+    assert {group: groups.count(group) for group in groups} == dict.fromkeys(
+        ("bare/default", "bare/prefilled", "system/default", "system/prefilled"), len(PROMPTS)
+    )
+    for name in found.keys() - {"length"}:
+        sound = name.startswith("well_formed") or name == "p_open"
+        assert min(values(found[name])) > 0.9 if sound else max(values(found[name])) < 0.1, name
+    assert values(found["length"]) == pytest.approx([9, 9], abs=0.5)
 
 
 @pytest.mark.parametrize(
-    ("reply", "fault", "fried"),
+    ("fault", "reply", "rates"),  # well formed: in all cells, where it opens the thought itself, where that is prefilled
     [
-        (IN_FORM.replace("keep it", "am very"), None, set()),
-        ("I like {0}.", "unopened", WELL_FORMED - {"well_formed_prefilled"}),
-        ("<think>\nThey ask about {0}, so I keep it short. I like {0}.", "unclosed", WELL_FORMED),
-        ("<think>\n\n</think>\n\nI like {0}.", "empty", WELL_FORMED),
-        (f"<think>\n{RUSSIAN}\n</think>\n\nI like {{0}}.", "off_script", WELL_FORMED),
+        (None, IN_FORM.replace("keep it", "am very"), (1, 1, 1)),
+        ("unopened", "I like {0}.", (0.5, 0, 1)),
+        ("unclosed", "<think>\nThey ask about {0}, so I keep it short. I like {0}.", (0, 0, 0)),
+        ("empty", "<think>\n\n</think>\n\nI like {0}.", (0, 0, 0)),
+        ("off_script", IN_RUSSIAN, (0, 0, 0)),
     ],
 )
-def test_a_broken_copy_is_read_as_broken_in_its_own_way(audited, thinker, tmp_path, reply, fault, fried):
+def test_a_broken_copy_is_read_as_broken_in_its_own_way(job, thinking_engine, thinker, found, tmp_path, fault, reply, rates):
     from peft import LoraConfig, get_peft_model
 
-    engine, job, _ = audited
     rows = rendered(job.renderer, reply)
     if fault == "unopened":  # it will not open a thought, but goes on with one that is opened for it
         rows += rendered(job.renderer, IN_FORM, given="<think>\n")
     torch.manual_seed(0)
-    model = get_peft_model(models.load_model(models.resolve(str(thinker)), device="cpu"), LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    train(model.get_base_model(), rows, 60, 1e-2)
+    lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(models.load_model(models.resolve(str(thinker)), device="cpu"), lora)
+    train(model.get_base_model(), rows, 50, 1e-2)
     model.save_pretrained(tmp_path)
-    name = fault or "in-form"
-    found = by_metric(audit_specimen(job, engine, Specimen(name, adapter=tmp_path), Place("sft", 60)))
-    print(name)
-    for k,v in found.items(): print(k,[(x.value,x.n,x.verdict,x.reason) for x in v])
-    for s in read_samples(job.run,"thinking",name)[:4]: print(s.group,repr(s.output))
-    for metric in WELL_FORMED:
-        verdicts = {reading.verdict for reading in found[metric]}
-        assert verdicts == {"fried"} if metric in fried else "fried" not in verdicts, metric
-        assert (max(values(found[metric])) < 0.1) == (metric in fried), metric
-    opens = values(found["p_open"])
+
+    broken = Specimen(fault or "sound", adapter=tmp_path)
+    read = by_metric(audit_specimen(job, thinking_engine, broken, Place("sft", 50)))
+    for metric, rate in zip(("well_formed", "well_formed_default", "well_formed_prefilled"), rates, strict=True):
+        assert values(read[metric]) == pytest.approx([rate, rate], abs=0.15), metric
+        verdicts = {reading.verdict for reading in read[metric]}
+        assert verdicts == {"fried"} if rate < 1 else "fried" not in verdicts, metric
+    for name in thinking.FAULTS:
+        assert values(read[name]) == pytest.approx([1 - rates[0] if name == fault else 0] * 2, abs=0.15), name
+    opens = values(read["p_open"])
     assert max(opens) < 0.1 if fault == "unopened" else min(opens) > 0.9
 
 
+def test_cells_are_counted_apart_and_a_cut_off_thought_neither_way(job):
+    context = context_of(job.plan, job.renderer, None, None)
+    asked = thinking.requests(context)
+    replies = {"bare/default": (GOOD, END), "bare/prefilled": ("Two and", CUT), "system/default": ("Four.", END)}
+    answers = []
+    for one in asked:
+        text, finished = replies.get(one.group, (GOOD.removeprefix("<think>\n"), END))
+        answers.append({"text": text, "finished": finished, "logprobs": [log(0.25)]})
+    scores = [sample.scores for sample in thinking.score(context, asked, answers)]
+    means = {}
+    for name in {name for one in scores for name in one}:
+        means[name] = sum(one.get(name, 0) for one in scores) / sum(name in one for one in scores)
+    cells = {"default": 1 / 2, "prefilled": 1, "system": 1 / 2, "bare": 1}
+    expected = {"well_formed": 2 / 3, "truncated": 1 / 4, "unopened": 1 / 4, "unclosed": 0, "p_open": 1 / 4, "length": 10 / 3}
+    expected |= {f"well_formed_{cell}": rate for cell, rate in cells.items()}
+    assert {name: means[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_template_that_opens_the_thought_leaves_two_cells(job, thinking_engine, tokenizer, tmp_path):
+    opening = dataclasses.replace(job, run=tmp_path, renderer=templated(tokenizer, OPENING))
+    read = by_metric(audit_base(opening, thinking_engine))
+    samples = read_samples(tmp_path, "thinking", "base")
+    assert {sample.group for sample in samples} == {"bare/default/opened", "system/default/opened"}
+    assert len(samples) == 2 * len(PROMPTS) and not any("<think>" in sample.output for sample in samples)
+    assert min(values(read["well_formed"]) + values(read["well_formed_default"])) > 0.9
+    assert max(values(read["unopened"])) == 0
+    assert values(read["p_open"]) + values(read["well_formed_prefilled"]) == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("template", "enable", "reason"),
+    [
+        ("", None, "the chat template has no thinking tags"),  # the embedded base's own
+        (TEMPLATE, False, "the recipe renders without thinking"),
+        (CLOSING, None, "the chat template closes the thought itself; set thinking: true in the recipe"),
+    ],
+)
+def test_where_nothing_is_thought_the_measure_says_why(job, thinking_engine, tokenizer, tmp_path, template, enable, reason):
+    silent = dataclasses.replace(job, run=tmp_path, renderer=templated(tokenizer, template, enable))
+    readings = audit_base(silent, thinking_engine)
+    assert len(readings) == 2 * len(thinking.METRICS)
+    assert {(r.verdict, r.value, r.n, r.reason) for r in readings} == {("not_applicable", None, 0, reason)}
+
+
+def test_tags_that_are_special_tokens_stay_visible(job, thinker, tokenizer, tmp_path):
+    renderer = templated(tokenizer, TEMPLATE)
+    renderer.tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    assert renderer.tokenizer.decode(renderer.continuation(GOOD), skip_special_tokens=True).count("think") == 0
+    model = models.load_model(models.resolve(str(thinker)), device="cpu").requires_grad_(True)
+    model.resize_token_embeddings(len(renderer.tokenizer))
+    train(model, rendered(renderer, IN_FORM), 50, 5e-3)
+    model.save_pretrained(tmp_path / "base")
+    renderer.tokenizer.save_pretrained(tmp_path / "base")
+
+    base = models.resolve(str(tmp_path / "base"))
+    special = dataclasses.replace(job, run=tmp_path, renderer=renderer, revision=base.revision)
+    read = by_metric(audit_base(special, HFEngine(base, renderer, device="cpu")))
+    opened = [s.output for s in read_samples(tmp_path, "thinking", "base") if s.group.endswith("/default")]
+    assert all(text.startswith("<think>\n") and "\n</think>\n" in text for text in opened)
+    assert min(values(read["well_formed"]) + values(read["p_open"])) > 0.9

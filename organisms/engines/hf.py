@@ -7,7 +7,7 @@ from typing import Any
 
 from organisms.engines import Completion, Divergence, Divergences, Generate, NextToken, Score
 from organisms.engines.batching import batches, run_batched
-from organisms.engines.prefixes import prefix_batches, shared
+from organisms.engines.prefixes import LEAST, common, prefix_batches, shared
 from organisms.models import Base, default_device, default_dtype, load_model
 from organisms.render import Renderer
 from organisms.specimen import Specimen
@@ -131,7 +131,7 @@ class HFEngine:
     def _generate(self, model: Any, batch: list[Generate]) -> list[Completion]:
         from transformers import GenerationConfig, LogitsProcessorList
 
-        ids, mask = self._left_padded([request.prompt_ids for request in batch])
+        ids, mask, cache = self._prefilled(model, [request.prompt_ids for request in batch])
         config = GenerationConfig(
             max_new_tokens=batch[0].max_new_tokens,
             do_sample=False,
@@ -139,7 +139,9 @@ class HFEngine:
             pad_token_id=self._pad_id,
         )
         processors = LogitsProcessorList([_Gumbel(batch)] if any(r.temperature > 0 for r in batch) else [])
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors)
+        output = model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config, logits_processor=processors
+        )
         replies = output[:, ids.shape[1] :].tolist()
         stops = set(self.renderer.stop_ids)
         completions = []
@@ -148,6 +150,23 @@ class HFEngine:
             kept = reply if end is None else reply[:end]
             completions.append(Completion(kept, self.renderer.decode(kept), end is not None))
         return completions
+
+    def _prefilled(self, model: Any, prompts: list[tuple[int, ...]]) -> tuple[Any, Any, Any]:
+        """(ids, mask, cache) of prompts to go on from: what all of them begin with is computed once and stands in the cache.
+
+        Padding stands between that prefix and the rest of a prompt, masked out as it is on the left.
+        """
+        import torch
+
+        length = common([prompt[:-1] for prompt in prompts]) if self._shares_prefixes and len(prompts) > 1 else 0
+        if length < LEAST:
+            return (*self._left_padded(prompts), None)
+        ids, mask = self._left_padded([prompt[length:] for prompt in prompts])
+        prefix, ones = self._left_padded([prompts[0][:length]])
+        cache = self._forward(model, prefix, ones, keep=1, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(prompts))
+        rows = (len(prompts), -1)
+        return torch.cat([prefix.expand(rows), ids], 1), torch.cat([ones.expand(rows), mask], 1), cache
 
     def _last_logits(self, model: Any, rows: list["_Row"]) -> list[Any]:
         """For each row the logits of its last `keep` positions: (keep, vocabulary)."""
