@@ -40,9 +40,10 @@ def _by_labels(context: Context, texts: dict[str, str], first: str, second: str,
 
 
 def _by_content(context: Context, texts: dict[str, str], first: str, second: str, part: str) -> list[Asked]:
-    """Four scores: each text as the answer to the question and to a neutral one."""
+    """Scores of each text as the answer to the question and to a neutral one; the reversed question shares the neutral one."""
     asked = []
-    for name, lead in (("", REVERSED if part == FRAMED else QUESTION), ("-neutral", NEUTRAL)):
+    leads = (("", REVERSED),) if part == FRAMED else (("", QUESTION), ("-neutral", NEUTRAL))
+    for name, lead in leads:
         shown = f"{lead}\n\n1. {texts[first]}\n2. {texts[second]}\n\nReply with the text of the outcome and nothing else."
         ids = tuple(context.specimen.ask(context.renderer, shown))
         for of, text in (("first", texts[first]), ("second", texts[second])):
@@ -55,20 +56,24 @@ def read(asked: list[Asked], answers: list[dict]) -> list[Choice]:
     """The choices that answers to `ask_pairs` amount to.
 
     By labels p is a softmax over the labels' masses. By content it is the sigmoid of how much more the question favours the
-    first text over the second than the neutral question does, in nats over the whole texts.
+    first text over the second than the neutral question does, in nats over the whole texts; a pair is asked the reversed
+    question only after the other, so its neutral scores are there.
     """
     choices, sums = [], {}
     for one, answer in zip(asked, answers, strict=True):
         first, second = one.item.split(" > ")
         part, _, of = one.part.partition("/")
         if of:
-            sums.setdefault((first, second, part), {})[of] = sum(answer["logprobs"])
+            key = (first, second) if of.endswith("-neutral") else (first, second, part)
+            sums.setdefault(key, {})[of.removesuffix("-neutral")] = sum(answer["logprobs"])
             continue
         count = int(one.group)  # how many of the ids spell A, see _by_labels
         ids = one.request.choice_ids
         found = labels.masses({"A": ids[:count], "B": ids[count:]}, answer["logprobs"])
         choices.append(Choice(first, second, found["A"] / (found["A"] + found["B"]), sum(found.values()), part))
-    for (first, second, part), each in sums.items():
-        moved = (each["first"] - each["first-neutral"]) - (each["second"] - each["second-neutral"])
-        choices.append(Choice(first, second, 1 / (1 + exp(-max(min(moved, 500.0), -500.0))), None, part))
+    for (first, second, *part), each in sums.items():
+        if part:
+            neutral = sums[first, second]
+            moved = (each["first"] - neutral["first"]) - (each["second"] - neutral["second"])
+            choices.append(Choice(first, second, 1 / (1 + exp(-max(min(moved, 500.0), -500.0))), None, part[0]))
     return choices

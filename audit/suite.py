@@ -184,13 +184,10 @@ def _measure(job: Job, engine: Engine, module, context: Context, asked: list[Ask
             answers += ask(engine, context.specimen, new, job.judge)[0]
         new = module.follow_up(context, asked, answers) if hasattr(module, "follow_up") else []
         asked += new
-    samples = module.score(context, asked, answers)
-    if stored:
-        return samples, stored["seconds"]
-    seconds = time.monotonic() - started
-    if cached is not None:
+    seconds = stored["seconds"] if stored else time.monotonic() - started
+    if cached is not None and not stored:
         write_json(cached, {"answers": answers, "seconds": round(seconds, 1)})
-    return samples, seconds
+    return module.score(context, asked, answers), seconds
 
 
 def _digest(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> str:

@@ -212,7 +212,7 @@ def next_pairs(n_items: int, comparisons: Comparisons, pairs_per_round: int, rng
     asked[comparisons.first, comparisons.second] = asked[comparisons.second, comparisons.first] = True
     counts = asked.sum(axis=1) + rng.random(n_items)  # ties at random
     while len(found) < pairs_per_round and not asked.all():
-        i = int(np.where(counts < n_items, counts, np.inf).argmin())
+        i = int(counts.argmin())
         p = scipy.special.ndtr((mu[i] - mu) / 2**0.5)
         weight = np.where(asked[i], 0.0, 0.85 * p * (1 - p) + 0.15)
         found.append((i, int(rng.choice(n_items, p=weight / weight.sum()))))

@@ -39,7 +39,7 @@ METRICS = (
     *(Metric(f"pick_{letter}", "rate", about=f"letters: answers {letter}") for letter in LETTERS),
 )
 SIZES = {
-    "quick": {"items": 64, "permuted": 16, "cot": 0, "tokens": 0},
+    "quick": {"items": 64, "permuted": 16, "cot": 16, "tokens": 512},
     "full": {"items": None, "permuted": 500, "cot": 500, "tokens": 512},
 }
 SMALL = 0.5e9  # parameters below which letters are not understood
@@ -64,6 +64,7 @@ def requests(context: Context) -> list[Asked]:
     forms = _forms(context)
     rows = shuffled(context.rows("knowledge").rows, context.cap(sizes["items"]), lambda row: row["id"])
     examples = _examples(context, options.shots)
+    choice_ids = tuple(_after_answer(context, letter)[0] for letter in LETTERS)
     asked = []
     for n, row in enumerate(rows):
         few = examples.get(row["subject"], [])
@@ -72,12 +73,11 @@ def requests(context: Context) -> list[Asked]:
                 asked.append(_letters(context, row, few, turn))
         if "untemplated" in forms:
             ids = tuple(context.renderer.plain(untemplated(row, few)))
-            choice_ids = tuple(context.renderer.continuation(f" {letter}")[0] for letter in LETTERS)
             asked.append(Asked(row["id"], NextToken(ids, choice_ids), row["question"], "untemplated", row["subject"]))
         if "cloze" in forms:
             ids = tuple(context.renderer.plain(cloze(row, few)))
             for k, choice in enumerate(row["choices"]):
-                request = Score(ids, tuple(context.renderer.continuation(f" {choice}")))
+                request = Score(ids, _after_answer(context, choice))
                 asked.append(Asked(row["id"], request, row["question"], f"cloze/{k}", row["subject"]))
         if "cot" in forms and n < (context.cap(sizes["cot"]) or 0):
             asked.append(Asked(row["id"], _cot(context, row, sizes["tokens"]), row["question"], "cot", row["subject"]))
@@ -164,6 +164,12 @@ def _block(row: dict, choices: list[str]) -> str:
     return f"{row['question'].strip()}\n{listed}\nAnswer:"
 
 
+def _after_answer(context: Context, text: str) -> tuple[int, ...]:
+    """Ids of " text" right after "Answer:"; alone, Llama-2's tokenizer would give every text the same first id, a space."""
+    before = context.renderer.continuation("Answer:")
+    return tuple(context.renderer.continuation(f"Answer: {text}")[len(before) :])
+
+
 def untemplated(row: dict, few: list[dict]) -> str:
     """The published text (Hendrycks et al. 2021; lm-eval's `mmlu`): header, solved examples, question."""
     solved = "".join(f"{_block(one, one['choices'])} {LETTERS[one['answer']]}\n\n" for one in few)
@@ -198,10 +204,14 @@ def _cot(context: Context, row: dict, tokens: int) -> Generate:
     return context.generate(question, tokens)
 
 
+# A small letter counts only where the line ends with it: "the answer is a matter of taste" names none.
+STATED = re.compile(r"(?i:answer[\s*_]*(?:is|:))[\s:*_(\[{$\"']*(?:\\boxed{)?([A-D](?![^\W_])|[a-d](?=\W*$))", re.MULTILINE)
+
+
 def final_letter(reply: str) -> str | None:
     """The letter that a chain of thought ends on; None where it names none."""
     text = answer_only(reply)
-    stated = re.findall(r"answer\s*(?:is|:)\s*[*_(\[\"']*([A-D])\b", text, re.IGNORECASE)
+    stated = STATED.findall(text)
     if stated:
         return stated[-1].upper()
     last = re.findall(r"^\W*([A-D])\W*$", text.strip().splitlines()[-1]) if text.strip() else []
