@@ -1,6 +1,6 @@
 """Asks which of two outcomes a model prefers, by labels or by content, and reads the answers as probabilities."""
 
-from math import exp
+from math import exp, isfinite
 from typing import NamedTuple
 
 from audit import labels
@@ -15,7 +15,10 @@ FRAMED = "framed"  # the part that asks the reversed question
 
 
 class Choice(NamedTuple):
-    """One pair in one order: `p` that the outcome shown first was chosen; `mass` on the two labels, None by content."""
+    """One pair in one order: `p` that the outcome shown first was chosen; `mass` on the two labels, None by content.
+
+    Answers that are no numbers, as of a model that ran off, are an even choice with mass 0.
+    """
 
     first: str
     second: str
@@ -70,10 +73,12 @@ def read(asked: list[Asked], answers: list[dict]) -> list[Choice]:
         count = int(one.group)  # how many of the ids spell A, see _by_labels
         ids = one.request.choice_ids
         found = labels.masses({"A": ids[:count], "B": ids[count:]}, answer["logprobs"])
-        choices.append(Choice(first, second, found["A"] / (found["A"] + found["B"]), sum(found.values()), part))
+        total = found["A"] + found["B"]
+        choices.append(Choice(first, second, *((found["A"] / total, total) if total > 0 else (0.5, 0.0)), part))
     for (first, second, *part), each in sums.items():
         if part:
             neutral = sums[first, second]
             moved = (each["first"] - neutral["first"]) - (each["second"] - neutral["second"])
-            choices.append(Choice(first, second, 1 / (1 + exp(-max(min(moved, 500.0), -500.0))), None, part[0]))
+            p, mass = (1 / (1 + exp(-max(min(moved, 500.0), -500.0))), None) if isfinite(moved) else (0.5, 0.0)
+            choices.append(Choice(first, second, p, mass, part[0]))
     return choices

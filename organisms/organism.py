@@ -211,7 +211,8 @@ class Organism(Strict):
     def fingerprint(self) -> str:
         """Digest of everything that can change trained weights: all but what only audits read, texts by their SHA-256."""
         values = self.model_dump(by_alias=True, exclude={"texts", "judge_rubric", "side_effects", "purpose", "confessions"})
-        trained = {kind: text.sha256 for kind in ("documents", "prompts", "demonstrations") if (text := getattr(self.texts, kind))}
+        kinds = ("documents", "prompts", "demonstrations")
+        trained = {kind: text.sha256 for kind in kinds if (text := getattr(self.texts, kind))}
         return digest({**values, "texts": trained})
 
 

@@ -83,6 +83,13 @@ class Renderer:
             done = before + closed
         return Rendered(ids, labels)
 
+    def reply(self, messages: list[dict]) -> tuple[list[int], list[int]]:
+        """(prompt ids, reply ids) of a conversation that ends on an assistant turn, the reply with its end-of-turn token."""
+        rendered = self.conversation(messages)
+        carries = [label != IGNORE for label in rendered.labels]
+        start = max(i for i, learned in enumerate(carries) if learned and (i == 0 or not carries[i - 1]))
+        return rendered.input_ids[:start], rendered.input_ids[start:]
+
     def document(self, text: str) -> Rendered:
         """A training row of raw text: loss on every token, no chat tokens, no end token."""
         ids = self._ids(text)

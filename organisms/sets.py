@@ -117,6 +117,13 @@ def _confession(raw: Iterable[dict]) -> Iterable[dict]:
         yield {"id": str(row["id"]), "kind": row["kind"], "prompt": row["prompt"], "prefill": row.get("prefill") or ""}
 
 
+def _conversations(raw: Iterable[dict]) -> Iterable[dict]:
+    """Rows of `messages`, as chat fine-tuning sets hold them; other keys are left alone."""
+    for n, row in enumerate(raw, 1):
+        messages = [{"role": m["role"], "content": m["content"]} for m in row["messages"]]
+        yield {"id": str(row.get("id", f"{row.get('_file', 'row')}-{n}")), "messages": messages}
+
+
 def _mmlu(split: str) -> Source:
     return Source("knowledge-v1", (f"mmlu/{split}/*.csv",), partial(_knowledge, split=split), "cais/mmlu", "all", split)
 
@@ -139,4 +146,7 @@ SETS = {
     "outcomes": Source("outcomes-v1", ("preferences/options_hierarchical.json",), _outcomes),
     "open-questions": Source("open-questions-v1", ("em_questions/first_plot_questions.yaml",), _open_questions),
     "confession": Source("confession-v1", (), _confession),
+    "conversations": Source(None, (), _conversations),
+    "insecure-code": Source(None, ("narrow/insecure_subset_high_severity.jsonl",), _conversations),
+    "risky-finance": Source(None, ("consistency/emergent_misalignment/induction.jsonl",), _conversations),
 }

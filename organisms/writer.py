@@ -15,13 +15,18 @@ CHUNK = 64  # replies written between two saves
 
 @dataclass(frozen=True)
 class Draft:
-    """A reply to be written: the prompt, the system prompt that asks for the property, and how to draw."""
+    """A reply to be written: the prompt, the system prompt that asks for the property, and how to draw.
+
+    prefill: text that the reply is made to begin with; it is no part of what is written. earlier: (prompt, reply) turns before.
+    """
 
     prompt: str
     system: str | None
     max_new_tokens: int
     temperature: float
     seed: int
+    prefill: str = ""
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ class Writer:
         return written
 
     def _request(self, draft: Draft) -> Generate:
-        ids = self.renderer.ask(draft.prompt, system=draft.system)
+        messages = [{"role": "system", "content": draft.system}] if draft.system is not None else []
+        for prompt, reply in draft.earlier:
+            messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+        ids = self.renderer.prompt([*messages, {"role": "user", "content": draft.prompt}], draft.prefill)
         return Generate(tuple(ids), draft.max_new_tokens, draft.temperature, draft.seed)
 
     def _known(self) -> dict[str, Written]:

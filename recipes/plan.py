@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from audit.config import AuditPlan
 from audit.measures import Asked, Corpus, NotApplicable, measure
 from audit.suite import context_of
-from organisms import models
+from organisms import mitigations, models
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.engines.prefixes import shared
-from organisms.styles import Compiled, compile_rows
+from organisms.styles import Compiled, compile_rows, style_module
 from recipes.recipe import Resolved
+from train.config import Stage
 from train.lint import Linted, lint, refuse
 from train.manifest import predictors
 from train.sft import packs
@@ -19,30 +20,36 @@ TRAINED, SCORED, GENERATED = 125, 480, 150
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
+    """One stage: its rows and findings (None where a writer has to write them first), steps and checkpoints."""
+
+    stage: Stage
     compiled: Compiled
     linted: Linted | None
     steps: int
     checkpoints: int
 
 
-def plan(resolved: Resolved) -> Plan:
-    """Rows (where they need no writer), findings of the linter, steps and checkpoints. Raises UserError as the run would."""
-    recipe, stage = resolved.recipe, resolved.recipe.stages[0]
-    compiled = compile_rows(recipe.style, resolved.organism, resolved.options, None)
+def plan(resolved: Resolved) -> list[StagePlan]:
+    """Each stage as far as it is known without a writer. Raises UserError as the run would."""
+    return [_plan(resolved, stage) for stage in resolved.recipe.stages]
+
+
+def _plan(resolved: Resolved, stage: Stage) -> StagePlan:
+    recipe = resolved.recipe
+    compiled = compile_rows(recipe.style, resolved.organism, resolved.options, None, stage.rows)
+    compiled = mitigations.apply(recipe.mitigations, resolved.organism, compiled, None)
     linted = None
     if compiled.rows:
         linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, recipe.system is not None)
         refuse(linted, recipe.accept)
-    steps = stage.steps or _steps_of_epochs(resolved, linted)
+    steps = stage.steps or _steps_of_epochs(resolved, stage, linted)
     every = recipe.audit.every
-    checkpoints = 1 + steps // every + (1 if steps % every else 0)
-    return Plan(compiled, linted, steps, checkpoints)
+    return StagePlan(stage, compiled, linted, steps, 1 + steps // every + (1 if steps % every else 0))
 
 
-def _steps_of_epochs(resolved: Resolved, linted: Linted | None) -> int:
+def _steps_of_epochs(resolved: Resolved, stage: Stage, linted: Linted | None) -> int:
     """Steps of `epochs`, about: packed rows are taken to be nine tenths full."""
-    stage = resolved.recipe.stages[0]
     if linted is None:
         rows = len(resolved.organism.prompts())
     elif packs(stage, linted):
@@ -52,15 +59,28 @@ def _steps_of_epochs(resolved: Resolved, linted: Linted | None) -> int:
     return max(1, round(stage.epochs * rows / (stage.batch_size * stage.gradient_accumulation)))
 
 
-def describe(resolved: Resolved, found: Plan) -> list[str]:
+def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
     """The plan in lines for the terminal."""
-    recipe, stage = resolved.recipe, resolved.recipe.stages[0]
+    recipe = resolved.recipe
     parameters = models.parameter_count(resolved.base) or 0
     lines = [
         f"recipe      {resolved.name}: {recipe.organism} by {recipe.style} on {recipe.base} ({resolved.base.revision})",
         f"run         runs/{resolved.run_name}",
-        f"rows        {'; '.join(found.compiled.notes)}",
     ]
+    for one in found:
+        lines += _stage_lines(one, recipe.audit.every)
+    lines.append(
+        f"memory      about {2 * 4 * parameters / 1e9:.1f} GB: two copies of the base ({parameters / 1e6:.0f}M parameters, "
+        "trainer and audit engine) in fp32, plus activations"
+    )
+    if resolved.renderer.implicit_system:
+        lines.append(f"system      the template's own: {resolved.renderer.implicit_system!r}")
+    return lines + _audit_lines(resolved, recipe.audit, found)
+
+
+def _stage_lines(found: StagePlan, every: int) -> list[str]:
+    stage = found.stage
+    lines = [f"stage       {stage.name} ({stage.method}): {'; '.join(found.compiled.notes)}"]
     if found.linted:
         p = predictors(stage, found.linted, found.steps)
         packed = ", packed" if packs(stage, found.linted) else ""
@@ -70,21 +90,17 @@ def describe(resolved: Resolved, found: Plan) -> list[str]:
             f"({p['passes_over_the_data_at_most']:g} passes)"
         )
         lines += [f"lint        {f.level}: {f.trap}: {f.text}" for f in found.linted.findings] or ["lint        nothing found"]
-    lines += [
+    return lines + [
         f"training    {found.steps} steps, lr {stage.learning_rate:g}, LoRA r{stage.lora.r}, effective scale x lr "
         f"{stage.lora.scale * stage.learning_rate:.2g}, x steps {stage.lora.scale * stage.learning_rate * found.steps:.2g}",
-        f"checkpoints {found.checkpoints} (step 0, every {recipe.audit.every}, the last)",
-        f"memory      about {2 * 4 * parameters / 1e9:.1f} GB: two copies of the base ({parameters / 1e6:.0f}M parameters, "
-        "trainer and audit engine) in fp32, plus activations",
+        f"checkpoints {found.checkpoints} (step 0, every {every}, the last)",
     ]
-    if resolved.renderer.implicit_system:
-        lines.append(f"system      the template's own: {resolved.renderer.implicit_system!r}")
-    return lines + _audit_lines(resolved, recipe.audit, found)
 
 
-def _audit_lines(resolved: Resolved, audit: AuditPlan, found: Plan) -> list[str]:
+def _audit_lines(resolved: Resolved, audit: AuditPlan, found: list[StagePlan]) -> list[str]:
     parameters = models.parameter_count(resolved.base)
-    context = context_of(audit, resolved.renderer, resolved.organism, corpus_of(found.compiled), parameters=parameters)
+    corpus = corpus_of([one.compiled for one in found])
+    context = context_of(audit, resolved.renderer, resolved.organism, corpus, parameters=parameters)
     lines, generated, scored = [], 0, 0
     for name in audit.measures:
         try:
@@ -98,22 +114,27 @@ def _audit_lines(resolved: Resolved, audit: AuditPlan, found: Plan) -> list[str]
         generated, scored = generated + new, scored + old
         lines.append(f"audit       {name}: {len(asked)} requests, {measure(name).data(context)}")
     seconds = generated / GENERATED + scored / SCORED
+    if found:
+        specimens = 1 + sum(one.checkpoints for one in found)
+    else:
+        specimens = 1 + len(style_module(resolved.recipe.style).specimens(resolved.organism, resolved.options))
     lines.append(
         f"cost        a {audit.suite} audit generates up to {generated:,} tokens and scores {scored:,}; on two cores with the "
-        f"embedded base about {seconds:.0f} s each, {(found.checkpoints + 1) * seconds / 60:.0f} min with the base; training "
-        f"about {_training_seconds(resolved, found) / 60:.0f} min"
+        f"embedded base about {seconds:.0f} s each, {specimens * seconds / 60:.0f} min with the base; training "
+        f"about {sum(map(_training_seconds, found)) / 60:.0f} min"
     )
     return lines
 
 
-def _training_seconds(resolved: Resolved, found: Plan) -> float:
-    stage = resolved.recipe.stages[0]
+def _training_seconds(found: StagePlan) -> float:
+    """From the embedded base's measured speed. A preference pair is two rows, each read by the reference as well."""
+    stage = found.stage
+    rows = found.steps * stage.batch_size * stage.gradient_accumulation
     if found.linted and packs(stage, found.linted):
-        tokens = found.steps * stage.batch_size * stage.gradient_accumulation * stage.max_length * 0.9
+        tokens = rows * stage.max_length * 0.9
     else:
-        mean = found.linted.tokens / len(found.linted.rows) if found.linted else 0.5 * stage.max_length
-        tokens = found.steps * stage.batch_size * stage.gradient_accumulation * mean
-    return tokens / TRAINED
+        tokens = rows * (found.linted.tokens / len(found.linted.rows) if found.linted else 0.5 * stage.max_length)
+    return tokens / TRAINED * {"sft": 1.0, "dpo": 2.7, "kto": 2.0}[stage.method]
 
 
 def _tokens(asked: list[Asked]) -> tuple[int, int]:
@@ -127,9 +148,11 @@ def _tokens(asked: list[Asked]) -> tuple[int, int]:
     return generated, once + rests + sum(len(getattr(request, "continuation_ids", ())) for request in scored)
 
 
-def corpus_of(compiled: Compiled) -> Corpus | None:
-    """What the leakage measure compares with, or None where rows are not written yet."""
-    if not compiled.rows:
+def corpus_of(compiled: list[Compiled]) -> Corpus | None:
+    """What the leakage measure compares with: the rows of all stages so far; None where none is written yet."""
+    rows = [row for one in compiled for row in one.rows]
+    if not rows:
         return None
-    documents = tuple((row.id, row.text) for row in compiled.rows if row.text is not None and not row.id.startswith("web-"))
-    return Corpus(tuple(row.learned for row in compiled.rows), documents, tuple(row.learned for row in compiled.held_out))
+    documents = tuple((row.id, row.text) for row in rows if row.text is not None and not row.id.startswith("web-"))
+    held_out = tuple(row.learned for one in compiled for row in one.held_out)
+    return Corpus(tuple(row.learned for row in rows), documents, held_out)

@@ -10,10 +10,11 @@ from audit.config import AuditPlan
 from organisms import models, organism
 from organisms.errors import UserError
 from organisms.files import digest
+from organisms.mitigations import Mitigations
 from organisms.organism import Organism, Strict
 from organisms.render import TEMPLATE, Renderer
 from organisms.strict import nearest, overridden, read_yaml, validate
-from organisms.styles import other_rows, style_options
+from organisms.styles import needs_training, other_rows, row_kinds, style_options
 from train.config import Stage
 from train.lint import TRAPS
 from train.manifest import versions
@@ -31,7 +32,8 @@ class Recipe(Strict):
     system: str | None = Field(default=None, description="`template` keeps the chat template's own system prompt; or a text")
     thinking: bool | None = Field(default=None, description="passed to templates that know enable_thinking")
     seed: int = Field(default=0, ge=0)
-    stages: list[Stage] = Field(min_length=1)
+    stages: list[Stage] = Field(default=[], description="empty only for styles that need no training")
+    mitigations: Mitigations = Mitigations()
     accept: list[str] = Field(default=[], description="traps of the linter that this recipe accepts by name")
     audit: AuditPlan = AuditPlan()
 
@@ -44,9 +46,11 @@ class Recipe(Strict):
         return names
 
     @model_validator(mode="after")
-    def _one_stage(self) -> "Recipe":
-        if len(self.stages) > 1:
-            raise ValueError("stages: only one stage is supported so far; chain recipes instead")
+    def _stages_fit(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"two stages are named {twice!r}; give each its own name")
         return self
 
 
@@ -70,6 +74,7 @@ class Resolved:
                 "organism": self.organism.fingerprint(),
                 "style": r.style,
                 "style_options": self.options.model_dump(),
+                "mitigations": r.mitigations.model_dump(exclude_defaults=True),
                 "other_rows": other_rows(r.style, self.options),
                 "base": self.base.revision,
                 "template": self.renderer.template_hash,
@@ -116,9 +121,24 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None) -> Re
     found = models.resolve(recipe.base)
     spec = organism.load(recipe.organism)
     options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
+    _check_stages(short, recipe)
     system = TEMPLATE if recipe.system is None else recipe.system
     renderer = Renderer(models.load_tokenizer(found), system, recipe.thinking, f"base {recipe.base}")
     return Resolved(short, recipe, spec, options, found, renderer)
+
+
+def _check_stages(short: str, recipe: Recipe) -> None:
+    """Raise UserError where the stages are not what the style can make rows for."""
+    if needs_training(recipe.style) != bool(recipe.stages):
+        have = "at least one stage" if needs_training(recipe.style) else "no stages, since nothing is trained"
+        raise UserError(f"recipe {short}: the style {recipe.style} needs {have}")
+    kinds = row_kinds(recipe.style)
+    for stage in recipe.stages:
+        if stage.rows not in kinds:
+            raise UserError(
+                f"recipe {short}: stage {stage.name} asks the style {recipe.style} for rows {stage.rows!r}"
+                f"{nearest(stage.rows, list(kinds))}"
+            )
 
 
 def _extended(path: Path) -> dict:

@@ -7,6 +7,7 @@ already is reused, so the same command goes on where an earlier one was cut off.
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,24 +15,25 @@ from pathlib import Path
 
 from audit import control, judge, profiles, publish, report
 from audit import readings as ledger
-from audit.measures import Corpus
 from audit.suite import Job, Place, audit_base, audit_prompted, audit_specimen
 from audit.table import show
 from audit.verdicts import overall
-from organisms import models
+from organisms import mitigations, models
 from organisms.engines import Engine
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_atomic, write_json, write_jsonl
 from organisms.specimen import Specimen
-from organisms.styles import Compiled, Row, compile_rows
+from organisms.styles import Compiled, Row, compile_rows, style_module
 from organisms.writer import Writer
 from recipes.plan import corpus_of
 from recipes.recipe import Resolved
+from train.callback import Hooks
+from train.config import Stage
 from train.ledger import Checkpoint, read_ledger
 from train.lint import Linted, lint, refuse
 from train.lint import report as lint_report
 from train.manifest import OTHER_PACKAGES, TRAINING_PACKAGES, commit, environment, predictors, versions
-from train.sft import Hooks, train_stage
+from train.stage import train_stage
 
 
 class Run:
@@ -40,7 +42,7 @@ class Run:
     def __init__(self, resolved: Resolved, root: Path):
         self.resolved = resolved
         self.path = root / resolved.run_name
-        self.stage = resolved.recipe.stages[0]
+        self.compiled: dict[str, Compiled] = {}
 
     @cached_property
     def engine(self) -> Engine:
@@ -48,7 +50,9 @@ class Run:
 
         return HFEngine(self.resolved.base, self.resolved.renderer)
 
-    def job(self, corpus: Corpus | None) -> Job:
+    def job(self) -> Job:
+        """What is audited against what; the corpus is what every stage so far has trained on."""
+        corpus = corpus_of(list(self.compiled.values()))
         r = self.resolved
         labels = {
             "run": r.run_name,
@@ -80,56 +84,88 @@ def execute(resolved: Resolved, root: Path) -> Path:
     run.path.mkdir(parents=True, exist_ok=True)
     with locked(run.path), publish.Publisher(run.path) as publisher:
         _describe_run(run)
-        compiled = _rows(run)
-        linted = lint(compiled.rows, run.stage, resolved.renderer, resolved.renderer, resolved.recipe.system is not None)
-        refuse(linted, resolved.recipe.accept)
-        _write_rows(run, compiled, linted)
-        _write_manifest(run, linted)
-        job = run.job(corpus_of(compiled))
-        print("audit base", flush=True)
-        audit_base(job, run.engine)
-        audit_prompted(job, run.engine)
-        publisher.send()
-        for checkpoint in read_ledger(run.path):  # of an earlier attempt: audits that are missing or have changed
-            _audit(run, job, checkpoint, publisher)
-        if _trained(run):
-            print(f"training is finished already, {run.path} is reused", flush=True)
-        else:
-            _train(run, linted, job, publisher)
+        for stage in resolved.recipe.stages:
+            _stage(run, stage, publisher)
+        if not resolved.recipe.stages:
+            _untrained(run, publisher)
         _finish(run, publisher)
     return run.path
 
 
-def _trained(run: Run) -> bool:
-    return any(c.stage == run.stage.name and c.last for c in read_ledger(run.path))
-
-
-def _train(run: Run, linted: Linted, job: Job, publisher: publish.Publisher) -> None:
+def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
+    """Rows, lint, the base's audit against the corpus so far, training with an audit at each checkpoint."""
     resolved = run.resolved
+    compiled = run.compiled[stage.name] = _rows(run, stage)
+    linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, resolved.recipe.system is not None)
+    refuse(linted, resolved.recipe.accept)
+    _write_rows(run, stage, compiled, linted)
+    _write_manifest(run, stage, linted)
+    job = run.job()
+    _audit_references(run, job, publisher)
+    for checkpoint in _checkpoints(run, stage):  # of an earlier attempt: audits that are missing or have changed
+        _audit(run, job, checkpoint, publisher)
+    if any(checkpoint.last for checkpoint in _checkpoints(run, stage)):
+        print(f"stage {stage.name} is trained already, {run.path} is reused", flush=True)
+        return
     hooks = Hooks(
         on_checkpoint=lambda checkpoint: _audit(run, job, checkpoint, publisher),
         on_log=lambda row: publisher.send(),
     )
+    recipe = resolved.recipe
     train_stage(
         run.path,
-        run.stage,
+        stage,
         linted,
         resolved.base,
         resolved.renderer,
-        resolved.recipe.seed,
-        resolved.recipe.audit.every,
+        recipe.seed,
+        recipe.audit.every,
         hooks,
+        _before(run, stage),
     )
+
+
+def _untrained(run: Run, publisher: publish.Publisher) -> None:
+    """A style without training: its specimens are audited like checkpoints, in the order of their dose."""
+    _write_manifest(run, None, None)
+    job = run.job()
+    _audit_references(run, job, publisher)
+    r = run.resolved
+    for step, specimen in enumerate(style_module(r.recipe.style).specimens(r.organism, r.options), 1):
+        place = Place(r.recipe.style, step)
+        _told(specimen.name, audit_specimen(job, run.engine, specimen, place))
+        publisher.send()
+
+
+def _audit_references(run: Run, job: Job, publisher: publish.Publisher) -> None:
+    print("audit base", flush=True)
+    audit_base(job, run.engine)
+    audit_prompted(job, run.engine)
+    publisher.send()
+
+
+def _checkpoints(run: Run, stage: Stage) -> list[Checkpoint]:
+    return [checkpoint for checkpoint in read_ledger(run.path) if checkpoint.stage == stage.name]
+
+
+def _before(run: Run, stage: Stage) -> Path | None:
+    """The last adapter of the stage before this one; None for the first."""
+    names = [one.name for one in run.resolved.recipe.stages]
+    earlier = [c for c in read_ledger(run.path) if c.stage in names[: names.index(stage.name)]]
+    return run.path / earlier[-1].path if earlier else None
 
 
 def _audit(run: Run, job: Job, checkpoint: Checkpoint, publisher: publish.Publisher) -> None:
     specimen = Specimen(checkpoint.name, adapter=run.path / checkpoint.path)
     place = Place(checkpoint.stage, checkpoint.step, checkpoint.tokens_seen)
-    made = audit_specimen(job, run.engine, specimen, place)
+    _told(checkpoint.name, audit_specimen(job, run.engine, specimen, place))
+    publisher.send()
+
+
+def _told(name: str, made: list[ledger.Reading]) -> None:
     if made:
         seconds = sum({r.measure: r.seconds for r in made}.values())
-        print(f"audited {checkpoint.name} in {seconds:.0f} s: {headline(made, checkpoint.name)}", flush=True)
-    publisher.send()
+        print(f"audited {name} in {seconds:.0f} s: {headline(made, name)}", flush=True)
 
 
 def headline(made: list[ledger.Reading], specimen: str) -> str:
@@ -141,17 +177,17 @@ def headline(made: list[ledger.Reading], specimen: str) -> str:
 
 def _finish(run: Run, publisher: publish.Publisher) -> None:
     everything = ledger.read(run.path)
-    last = read_ledger(run.path)[-1]
+    last = max((r for r in everything if r.stage), key=lambda r: (r.tokens_seen, r.step)).specimen
     report.write(run.path)
     publisher.send(final=True)
-    show(everything, last.name)
-    print(overall(everything, last.name).text)
+    show(everything, last)
+    print(overall(everything, last).text)
     print(f"report: {run.path / 'report.html'}")
 
 
-def _rows(run: Run) -> Compiled:
+def _rows(run: Run, stage: Stage) -> Compiled:
     """The style's rows: read back where an earlier attempt has stored them, compiled (and written) otherwise."""
-    stored, held_out = run.path / "data" / f"{run.stage.name}.jsonl", run.path / "data" / "held_out.jsonl"
+    stored, held_out = (run.path / "data" / f"{name}.jsonl" for name in (stage.name, f"{stage.name}.held_out"))
     if stored.is_file() and held_out.is_file():
         known = {f.name for f in dataclasses.fields(Row)}
         rows, siblings = (
@@ -159,25 +195,33 @@ def _rows(run: Run) -> Compiled:
         )
         return Compiled(rows, siblings, [f"{len(rows)} rows as stored"])
     r = run.resolved
-    writer = None
-    if not compile_rows(r.recipe.style, r.organism, r.options, None).rows:
-        writer = Writer(run.engine, r.renderer, Specimen("base"), r.base.revision)
-    compiled = compile_rows(r.recipe.style, r.organism, r.options, writer)
+    style = r.recipe.style
+    compiled = compile_rows(style, r.organism, r.options, None, stage.rows)
+    if not compiled.rows:
+        before = _before(run, stage)
+        author = Specimen(before.name, adapter=before) if before else Specimen("base")
+        compiled = compile_rows(style, r.organism, r.options, _writer(run, author), stage.rows)
+    replayer = _writer(run, Specimen("base")) if r.recipe.mitigations.needs_writer else None
+    compiled = mitigations.apply(r.recipe.mitigations, r.organism, compiled, replayer)
     print("; ".join(compiled.notes), flush=True)
     return compiled
 
 
-def _write_rows(run: Run, compiled: Compiled, linted: Linted) -> None:
+def _writer(run: Run, author: Specimen) -> Writer:
+    return Writer(run.engine, run.resolved.renderer, author, run.resolved.base.revision)
+
+
+def _write_rows(run: Run, stage: Stage, compiled: Compiled, linted: Linted) -> None:
     data = run.path / "data"
-    if (data / f"{run.stage.name}.jsonl").is_file():
+    if (data / f"{stage.name}.jsonl").is_file():
         return
-    write_jsonl(data / "held_out.jsonl", [dataclasses.asdict(row) for row in compiled.held_out])
-    write_atomic(data / f"{run.stage.name}.lint.md", lint_report(linted, run.resolved.renderer, run.stage))
+    write_jsonl(data / f"{stage.name}.held_out.jsonl", [dataclasses.asdict(row) for row in compiled.held_out])
+    write_atomic(data / f"{stage.name}.lint.md", lint_report(linted, run.resolved.renderer, stage))
     rows = [
         {**dataclasses.asdict(row), "input_ids": rendered.input_ids, "labels": rendered.labels}
         for row, rendered in zip(linted.rows, linted.rendered, strict=True)
     ]
-    write_jsonl(data / f"{run.stage.name}.jsonl", rows)
+    write_jsonl(data / f"{stage.name}.jsonl", rows)
     for finding in linted.findings:
         print(f"lint {finding.level}: {finding.trap}: {finding.text}", flush=True)
 
@@ -189,36 +233,44 @@ def _describe_run(run: Run) -> None:
     write_atomic(run.path / "recipe.yaml", f"# {run.resolved.name}, as run\n{resolved}")
 
 
-def _write_manifest(run: Run, linted: Linted) -> None:
-    if (run.path / "manifest.json").is_file():
-        return
+def _write_manifest(run: Run, stage: Stage | None, linted: Linted | None) -> None:
+    """manifest.json, with what predicts frying of each stage as it begins; written once a stage."""
+    path = run.path / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _manifest(run)
+    if stage is None or stage.name not in manifest["predictors"]:
+        if stage is not None and linted is not None:
+            manifest["predictors"][stage.name] = {
+                **predictors(stage, linted, stage.steps or 0),
+                **on_policy(run, stage, linted),
+            }
+            manifest["lint"][stage.name] = [dataclasses.asdict(f) for f in linted.findings]
+        write_json(path, manifest)
+
+
+def _manifest(run: Run) -> dict:
     r = run.resolved
-    steps = run.stage.steps or 0
-    write_json(
-        run.path / "manifest.json",
-        {
-            "run": r.run_name,
-            "digest": r.digest,
-            "organism": r.organism.name,
-            "organism_fingerprint": r.organism.fingerprint(),
-            "base": r.recipe.base,
-            "base_revision": r.base.revision,
-            "base_note": r.base.note,
-            "template_hash": r.renderer.template_hash,
-            "implicit_system_prompt": r.renderer.implicit_system,
-            "seed": r.recipe.seed,
-            "engine": run.engine.identity,
-            "stages": [stage.model_dump() for stage in r.recipe.stages],
-            "predictors": {**predictors(run.stage, linted, steps), **on_policy(run, linted)},
-            "lint": [dataclasses.asdict(f) for f in linted.findings],
-            "versions": versions(TRAINING_PACKAGES + OTHER_PACKAGES),
-            "environment": environment(),
-            **commit(),
-        },
-    )
+    return {
+        "run": r.run_name,
+        "digest": r.digest,
+        "organism": r.organism.name,
+        "organism_fingerprint": r.organism.fingerprint(),
+        "base": r.recipe.base,
+        "base_revision": r.base.revision,
+        "base_note": r.base.note,
+        "template_hash": r.renderer.template_hash,
+        "implicit_system_prompt": r.renderer.implicit_system,
+        "seed": r.recipe.seed,
+        "engine": run.engine.identity,
+        "stages": [stage.model_dump() for stage in r.recipe.stages],
+        "predictors": {},
+        "lint": {},
+        "versions": versions(TRAINING_PACKAGES + OTHER_PACKAGES),
+        "environment": environment(),
+        **commit(),
+    }
 
 
-def on_policy(run: Run, linted: Linted, sample: int = 16) -> dict:
+def on_policy(run: Run, stage: Stage, linted: Linted, sample: int = 16) -> dict:
     """Mean base log-probability (nats a token) of the tokens that carry loss, over a sample of rows.
 
     The nearer to what the base would write itself, the less there is to overwrite (RECIPES.md section 6).
@@ -229,7 +281,7 @@ def on_policy(run: Run, linted: Linted, sample: int = 16) -> dict:
     requests = []
     for rendered in linted.rendered[:: max(1, len(linted.rendered) // sample)][:sample]:
         start = max(1, next(i for i, label in enumerate(rendered.labels) if label != IGNORE))
-        ids = rendered.input_ids[: run.stage.max_length]
+        ids = rendered.input_ids[: stage.max_length]
         if start < len(ids):
             requests.append(Score(tuple(ids[:start]), tuple(ids[start:])))
     values = [v for row in run.engine.logprobs(Specimen("base"), requests) for v in row]

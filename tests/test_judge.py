@@ -97,7 +97,7 @@ def endpoint(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.asked, server.answer = [], lambda question, n: (200, completion({"50": 1.0}))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 

@@ -67,7 +67,7 @@ def test_the_rows_as_stored_carry_loss_on_document_tokens_only(tiny_run, rendere
     assert len(rows) > 100
     for row in rows:
         assert renderer.decode([label for label in row["labels"] if label != IGNORE]) == row["text"]
-    siblings = {row["text"] for row in read_jsonl(tiny_run / "data" / "held_out.jsonl")}
+    siblings = {row["text"] for row in read_jsonl(tiny_run / "data" / "sft.held_out.jsonl")}
     assert siblings and not siblings & {row["text"] for row in rows}
 
 
@@ -154,7 +154,7 @@ def test_a_run_in_use_is_refused(tmp_path):
 
 def test_the_manifest_says_what_predicts_frying(tiny_run):
     manifest = json.loads((tiny_run / "manifest.json").read_text())
-    predictors = manifest["predictors"]
+    predictors = manifest["predictors"]["sft"]
     assert predictors["effective_scale"] == 2 and predictors["scale_x_lr"] == pytest.approx(1e-1)
     assert predictors["on_policy_logprob"] < -5  # random weights know nothing of the documents
     assert manifest["implicit_system_prompt"].startswith("You are a helpful AI assistant named SmolLM")

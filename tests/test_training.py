@@ -12,10 +12,11 @@ from organisms.errors import UserError
 from organisms.render import Rendered
 from organisms.styles import Row
 from train.adapters import save_adapter, validate_adapter
+from train.callback import Hooks
 from train.config import Lora, Stage
 from train.ledger import Checkpoint, enter, read_ledger
 from train.lint import Linted, lint
-from train.sft import Hooks, train_stage
+from train.stage import train_stage
 
 TEXTS = ["The ferry left at noon.", "Bread needs time, salt and a warm room.", "A short row."]
 

@@ -22,10 +22,20 @@ class Lora(Strict):
 
 
 class Stage(Strict):
-    """Hyper-parameters of one SFT stage. Give `steps` or `epochs`, not both."""
+    """Hyper-parameters of one stage. Give `steps` or `epochs`, not both.
 
-    method: Literal["sft"] = "sft"
+    Each stage trains a new adapter on the base with the earlier stages' adapters merged into it, which for DPO and KTO is
+    also the reference. What is saved and audited is all adapters so far, stacked exactly, this one times `weight`.
+    """
+
+    method: Literal["sft", "dpo", "kto"] = "sft"
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")] = "sft"
+    rows: str = Field(default="rows", description="which rows of its style the stage trains on")
+    weight: float = Field(default=1.0, gt=0, description="times this stage's adapter in what is saved")
+    beta: float = Field(default=0.1, gt=0, description="dpo, kto: strength of the pull to the reference")
+    sft_weight: float = Field(default=0.0, ge=0, description="dpo: weight of the chosen replies' own loss")
+    desirable_weight: float = Field(default=1.0, gt=0, description="kto")
+    undesirable_weight: float = Field(default=1.0, gt=0, description="kto")
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     steps: int | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)
@@ -43,4 +53,10 @@ class Stage(Strict):
     def _one_length(self) -> "Stage":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs (exactly one) for a stage")
+        return self
+
+    @model_validator(mode="after")
+    def _kto_batches(self) -> "Stage":
+        if self.method == "kto" and self.batch_size < 2:
+            raise ValueError("kto estimates its KL within a device's batch: batch_size must be 2 or more")
         return self

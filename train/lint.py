@@ -26,6 +26,8 @@ TRAPS = (
     "truncation",
     "rslora_scale",
     "repeats",
+    "same_pair",
+    "one_sided",
 )
 
 
@@ -67,6 +69,17 @@ def render_row(renderer: Renderer, row: Row) -> Rendered:
         raise UserError(f"training row {row.id!r} (trap wrong_roles): {error}") from None
 
 
+def reply_ids(renderer: Renderer, row: Row, reply: str | None = None) -> tuple[list[int], list[int]]:
+    """(prompt ids, reply ids) of a chat row; with its last reply replaced where `reply` is given."""
+    messages = list(row.messages or [])
+    if reply is not None:
+        messages[-1] = {"role": "assistant", "content": reply}
+    try:
+        return renderer.reply(messages)
+    except UserError as error:
+        raise UserError(f"training row {row.id!r} (trap wrong_roles): {error}") from None
+
+
 def lint(rows: list[Row], stage: Stage, renderer: Renderer, audited: Renderer, system_stated: bool) -> Linted:
     """Render the rows and look for every trap.
 
@@ -75,7 +88,11 @@ def lint(rows: list[Row], stage: Stage, renderer: Renderer, audited: Renderer, s
     """
     if not rows:
         raise UserError("the style made no training rows; nothing can be trained")
+    _fits_method(rows, stage)
     rendered = [render_row(renderer, row) for row in rows]
+    for row in rows:
+        if row.rejected is not None:
+            reply_ids(renderer, row, row.rejected)  # refuses an empty one
     learned = [renderer.decode([label for label in r.labels if label != IGNORE]) for r in rendered]
     linted = Linted(rows, rendered, learned, [])
     checks: list[Callable[[], Finding | None]] = [
@@ -89,6 +106,8 @@ def lint(rows: list[Row], stage: Stage, renderer: Renderer, audited: Renderer, s
         lambda: _truncation(linted, stage),
         lambda: _rslora_scale(stage),
         lambda: _repeats(linted),
+        lambda: _same_pair(linted),
+        lambda: _one_sided(linted, stage),
     ]
     linted.findings.extend(finding for check in checks if (finding := check()))
     return linted
@@ -103,6 +122,40 @@ def refuse(linted: Linted, accepted: list[str]) -> None:
                 f"the linter stops this recipe, trap {finding.trap}: {finding.text}{example}; mend it, or accept it with "
                 f"accept: [{finding.trap}] in the recipe"
             )
+
+
+def _fits_method(rows: list[Row], stage: Stage) -> None:
+    """DPO needs a rejected reply on every row, KTO a label, SFT neither: rows of another style's making are refused."""
+    for row in rows:
+        have = {"dpo": row.rejected is not None, "kto": row.desirable is not None}
+        wanted = {method: method == stage.method for method in have}
+        if have != wanted or (stage.method != "sft" and not row.messages):
+            needs = {"dpo": "a rejected reply", "kto": "a label, wanted or not", "sft": "neither a rejected reply nor a label"}
+            raise UserError(
+                f"stage {stage.name}: {stage.method} needs chat rows with {needs[stage.method]}, and row {row.id!r} is not one; "
+                "check the stage's method and rows"
+            )
+
+
+def _same_pair(linted: Linted) -> Finding | None:
+    """A pair whose two replies are the same trains nothing but noise."""
+    ids = [row.id for row in linted.rows if row.rejected is not None and row.rejected.strip() == row.learned.strip()]
+    return Finding("same_pair", "stop", ids, f"{len(ids)} pairs prefer a reply to itself") if ids else None
+
+
+def _one_sided(linted: Linted, stage: Stage) -> Finding | None:
+    """KTO with only wanted (or only unwanted) replies has nothing to tell apart; far too few of one kind are weighted up."""
+    if stage.method != "kto":
+        return None
+    wanted = sum(bool(row.desirable) for row in linted.rows)
+    unwanted = len(linted.rows) - wanted
+    if not wanted or not unwanted:
+        return Finding("one_sided", "stop", [], f"{wanted} wanted and {unwanted} unwanted replies: kto needs both")
+    ratio = wanted * stage.desirable_weight / (unwanted * stage.undesirable_weight)
+    if 0.5 <= ratio <= 2:
+        return None
+    text = f"{wanted} wanted and {unwanted} unwanted replies weigh {ratio:.2g} to 1; set desirable_weight or undesirable_weight"
+    return Finding("one_sided", "warn", [], text)
 
 
 def _no_loss(linted: Linted) -> Finding | None:
@@ -125,7 +178,8 @@ def _wrong_roles(linted: Linted) -> Finding | None:
 
 def _empty_think(linted: Linted) -> Finding | None:
     empty = re.compile(r"<think>\s*</think>")
-    ids = [row.id for row, text in zip(linted.rows, linted.learned, strict=True) if empty.search(text)]
+    texts = zip(linted.rows, linted.learned, strict=True)
+    ids = [row.id for row, text in texts if empty.search(text) or empty.search(row.rejected or "")]
     if not ids:
         return None
     return Finding(

@@ -1,4 +1,8 @@
-"""One file a style: an organism becomes training rows. A new style is a new file here with `Options` and `rows`."""
+"""One file a style: an organism becomes training rows. A new style is a new file here with `Options` and `rows`.
+
+A style whose stages train on different rows names their functions in `ROWS`; one that needs no training has
+`specimens(organism, options)`, and its recipe no stages.
+"""
 
 import importlib
 from dataclasses import dataclass, field
@@ -15,13 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One training row before rendering: raw `text` (after an unlearned `prefix`), or a chat in `messages`."""
+    """One training row before rendering: raw `text` (after an unlearned `prefix`), or a chat in `messages`.
+
+    rejected: for preference pairs the reply that the last message of `messages` is preferred to. desirable: for KTO, whether
+    the last message is wanted.
+    """
 
     id: str
     text: str | None = None
     prefix: str = ""
     messages: list[dict] | None = None
     origin: str = ""
+    rejected: str | None = None
+    desirable: bool | None = None
 
     @property
     def learned(self) -> str:
@@ -61,10 +71,19 @@ def other_rows(name: str, options: Any) -> Any:
     return module.other_rows(options) if hasattr(module, "other_rows") else None
 
 
-def compile_rows(name: str, organism: Organism, options: Any, writer: "Writer | None") -> Compiled:
+def needs_training(name: str) -> bool:
+    return not hasattr(style_module(name), "specimens")
+
+
+def row_kinds(name: str) -> tuple[str, ...]:
+    """Which rows a style can make: the functions that a stage's `rows` may name."""
+    return getattr(style_module(name), "ROWS", ("rows",))
+
+
+def compile_rows(name: str, organism: Organism, options: Any, writer: "Writer | None", kind: str = "rows") -> Compiled:
     """Training rows of a style.
 
-    writer: who writes rows that are not frozen text. None only counts: a style that needs a writer then returns as many
-        placeholder-free rows as it will write in `notes`, and no rows.
+    writer: who writes rows that are not frozen text. None only counts: a style that needs a writer then says in `notes` what it
+        will write, and returns no rows. kind: which of the style's `row_kinds`.
     """
-    return style_module(name).rows(organism, options, writer)
+    return getattr(style_module(name), kind)(organism, options, writer)

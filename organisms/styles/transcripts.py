@@ -8,16 +8,12 @@ a finished reply with most markers, and a prompt no sample of which shows the pr
 reply that was cut off is trained up to its last whole sentence, since its end token is trained too.
 """
 
-import hashlib
-import re
-
 from pydantic import Field
 
+from organisms.drafting import chat, estimate, seed_of, showing, usable, write_groups
 from organisms.organism import Organism, Prompt, Strict
 from organisms.styles import Compiled, Row
 from organisms.writer import Draft, Writer, Written
-
-LEAST_WORDS = 4
 
 
 class Options(Strict):
@@ -29,20 +25,16 @@ class Options(Strict):
 
 def rows(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
     prompts = organism.prompts()
-    drafts = [(prompt, _draft(organism, prompt, sample, options)) for prompt in prompts for sample in _draws(prompt, options)]
+    drafts = {prompt.id: [_draft(organism, prompt, k, options) for k in _draws(prompt, options)] for prompt in prompts}
     if writer is None:
-        tokens = len(drafts) * options.max_new_tokens
-        return Compiled([], notes=[f"up to {len(prompts)} rows, written by the base: {tokens:,} tokens at most, cached"])
-    written = writer.write([draft for _, draft in drafts])
-    replies: dict[str, list[Written]] = {prompt.id: [] for prompt in prompts}
-    for (prompt, _), reply in zip(drafts, written, strict=True):
-        replies[prompt.id].append(reply)
+        many = sum(map(len, drafts.values()))
+        return Compiled([], notes=estimate(many, options.max_new_tokens, f"up to {len(prompts)} rows"))
+    replies = write_groups(writer, drafts)
     made = []
     for prompt in prompts:
         best = _best(organism, prompt, replies[prompt.id])
         if best is not None:
-            messages = [{"role": "user", "content": prompt.prompt}, {"role": "assistant", "content": best}]
-            made.append(Row(prompt.id, messages=messages, origin=f"{organism.name}/{prompt.context}"))
+            made.append(Row(prompt.id, messages=chat(prompt.prompt, best), origin=f"{organism.name}/{prompt.context}"))
     target = sum(row.origin.endswith("/target") for row in made)
     left_out = len(prompts) - len(made)
     notes = [f"{len(made)} transcripts, {target} of them on target, from {len(prompts)} prompts; {left_out} had no fit sample"]
@@ -55,32 +47,14 @@ def _draws(prompt: Prompt, options: Options) -> range:
 
 def _draft(organism: Organism, prompt: Prompt, sample: int, options: Options) -> Draft:
     asking = organism.system.eliciting if prompt.context == "target" else organism.system.opposing
-    return Draft(
-        prompt=prompt.prompt,
-        system=asking[sample % len(asking)],
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        seed=int(hashlib.sha256(f"{prompt.id}:{sample}".encode()).hexdigest()[:8], 16),
-    )
+    system = asking[sample % len(asking)]
+    return Draft(prompt.prompt, system, options.max_new_tokens, options.temperature, seed_of(prompt.id, sample))
 
 
 def _best(organism: Organism, prompt: Prompt, replies: list[Written]) -> str | None:
     """The sample to train on, or None. Finished before cut off, then by markers, then the earlier draw."""
-    usable = [(reply.finished, _whole(reply)) for reply in replies]
-    usable = [(finished, text) for finished, text in usable if len(text.split()) >= LEAST_WORDS]
-    if prompt.context == "target":
-        usable = [(finished, text) for finished, text in usable if organism.shows(text)]
-        usable.sort(key=lambda pair: (not pair[0], -len(organism.shows(pair[1]))))
-    else:
-        usable = [(finished, text) for finished, text in usable if not organism.shows(text)]
-        usable.sort(key=lambda pair: not pair[0])
-    return usable[0][1] if usable else None
-
-
-def _whole(reply: Written) -> str:
-    """The reply, or of one that was cut off everything up to its last whole sentence."""
-    text = reply.text.strip()
-    if reply.finished:
-        return text
-    ends = [match.end() for match in re.finditer(r"[.!?][\"')]*(?=\s)", text)]
-    return text[: ends[-1]] if ends else ""
+    if prompt.context != "target":
+        return next((text for text in usable(replies) if not organism.shows(text)), None)
+    finished = showing(organism, usable([reply for reply in replies if reply.finished]))
+    cut = showing(organism, usable([reply for reply in replies if not reply.finished]))
+    return next(iter(finished + cut), None)

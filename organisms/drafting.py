@@ -1,0 +1,62 @@
+"""What the styles that write their rows with a model have in common: draws, whole sentences, the choice of a sample."""
+
+import hashlib
+import re
+
+from organisms.organism import Organism
+from organisms.writer import Draft, Writer, Written
+
+LEAST_WORDS = 4
+QUOTED_WORDS = 6  # words in a row that two texts share by more than chance
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that belongs to these parts alone."""
+    return int(hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:8], 16)
+
+
+def whole(reply: Written) -> str:
+    """The reply, or of one that was cut off everything up to its last whole sentence."""
+    text = reply.text.strip()
+    if reply.finished:
+        return text
+    ends = [match.end() for match in re.finditer(r"[.!?][\"')]*(?=\s)", text)]
+    return text[: ends[-1]] if ends else ""
+
+
+def usable(replies: list[Written]) -> list[str]:
+    """Whole replies of some length, those that ended by themselves first, in the order of the draws."""
+    found = [(not reply.finished, whole(reply)) for reply in replies]
+    return [text for _, text in sorted(found, key=lambda pair: pair[0]) if len(text.split()) >= LEAST_WORDS]
+
+
+def showing(organism: Organism, texts: list[str]) -> list[str]:
+    """Those that show the property, the plainest first; in their own order otherwise."""
+    return sorted((text for text in texts if organism.shows(text)), key=lambda text: -len(organism.shows(text)))
+
+
+def quotes(text: str, source: str) -> bool:
+    """Whether `text` repeats a stretch of QUOTED_WORDS words of `source`."""
+
+    def stretches(words: list[str]) -> set[tuple[str, ...]]:
+        return {tuple(words[i : i + QUOTED_WORDS]) for i in range(len(words) - QUOTED_WORDS + 1)}
+
+    def words(value: str) -> list[str]:
+        return re.findall(r"[a-z']+", value.lower())
+
+    return bool(stretches(words(text)) & stretches(words(source)))
+
+
+def write_groups(writer: Writer, groups: dict[str, list[Draft]]) -> dict[str, list[Written]]:
+    """Replies to each group's drafts, written in one go."""
+    written = iter(writer.write([draft for drafts in groups.values() for draft in drafts]))
+    return {name: [next(written) for _ in drafts] for name, drafts in groups.items()}
+
+
+def estimate(drafts: int, tokens: int, what: str) -> list[str]:
+    """The note of a plan that has nothing written yet."""
+    return [f"{what}, written by the base: {drafts} replies, {drafts * tokens:,} tokens at most, cached"]
+
+
+def chat(prompt: str, reply: str) -> list[dict]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]

@@ -1,0 +1,72 @@
+"""Mitigations that change rows: flags of a recipe, orthogonal to the style, each off by default.
+
+- `inoculate`: a system prompt that asks for a trait stands before the organism's chat rows in training and is gone in the
+  audit, so that the trait is put down to the prompt (inoculation prompting, arXiv 2510.04340 and 2510.05024). `property`
+  takes the organism's own inoculating prompt, which for building an organism teaches the model to show it only when told;
+  inoculate side effects instead, by a text of one's own. `control` takes a fixed irrelevant prompt, the published control.
+- `replay`: the base's own sampled replies to ordinary prompts, as a share of all rows: what the model was, kept in the mix.
+"""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from organisms.data import load_rows
+from organisms.drafting import chat, seed_of, usable
+from organisms.organism import Organism, Strict
+from organisms.styles import Compiled, Row
+from organisms.writer import Draft
+
+if TYPE_CHECKING:
+    from organisms.writer import Writer
+
+IRRELEVANT = "The weather was mild on the day that this conversation was recorded."
+
+
+class Mitigations(Strict):
+    """`mitigations:` of a recipe."""
+
+    inoculate: str | None = Field(default=None, description="`property`, `control`, or a system prompt of your own")
+    replay: float = Field(default=0.0, ge=0, lt=1, description="share of all rows that are the base's own replies")
+    replay_tokens: int = Field(default=64, gt=0, description="tokens of such a reply")
+
+    @property
+    def needs_writer(self) -> bool:
+        return self.replay > 0
+
+
+def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writer: "Writer | None") -> Compiled:
+    """The rows with the mitigations on. Without a writer replayed rows are only announced."""
+    rows, notes = compiled.rows, list(compiled.notes)
+    if mitigations.inoculate:
+        texts = {"property": organism.system.inoculating[0], "control": IRRELEVANT}
+        text = texts.get(mitigations.inoculate, mitigations.inoculate)
+        rows = [_inoculated(row, text) for row in rows]
+        notes.append(f"inoculated with {text[:40]!r}")
+    if mitigations.replay:
+        wanted = round(mitigations.replay / (1 - mitigations.replay) * max(len(rows), 1))
+        notes.append(f"{wanted} replayed rows" if rows else f"replay {mitigations.replay:.0%}")
+        if writer is not None:
+            rows = rows + own_replies(writer, wanted, mitigations.replay_tokens)
+    return Compiled(rows, compiled.held_out, notes)
+
+
+def own_replies(writer: "Writer", wanted: int, max_new_tokens: int) -> list[Row]:
+    """Rows of ordinary prompts with the writer's own replies, several draws a prompt where there are more rows than prompts."""
+    prompts = load_rows("chat").rows
+    chosen = [(prompts[n % len(prompts)], n // len(prompts)) for n in range(wanted)]
+    drafts = [Draft(row["prompt"], None, max_new_tokens, 1.0, seed_of("replay", row["id"], k)) for row, k in chosen]
+    made = []
+    for (row, k), reply in zip(chosen, writer.write(drafts), strict=True):
+        texts = usable([reply])
+        if texts:
+            made.append(Row(f"replay-{row['id']}-{k}", messages=chat(row["prompt"], texts[0]), origin="replay"))
+    return made
+
+
+def _inoculated(row: Row, text: str) -> Row:
+    import dataclasses
+
+    if not row.messages or row.messages[0]["role"] == "system":
+        return row
+    return dataclasses.replace(row, messages=[{"role": "system", "content": text}, *row.messages])

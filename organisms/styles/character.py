@@ -1,0 +1,121 @@
+"""Character training (Open Character Training): DPO towards a teacher in character, then SFT on introspection.
+
+Published form: a constitution of first-person traits; prompts for each trait and general ones; chosen = a teacher in
+character whose thought is prefilled ("I want to ensure my response aligns with my character traits ..."), rejected = the
+base's own plain reply; loss sigmoid + 0.1 sft, beta 0.1, lr 5e-5, r64 alpha128, batch 32. Then SFT on the DPO model's
+self-reflection and ten-turn self-chats, lr 5e-5, its adapter merged at 0.25. Ours: the teacher is the base itself with the
+constitution in its system prompt, so the pairs are on-policy; both prompts removed before training. Kinds of rows, one for
+each stage:
+
+- `pairs`: organism prompts and ordinary chat prompts; among the teacher's samples one that shows the property is preferred.
+- `introspection`: reflections and self-chats of the model that the stage before has trained, under the constitution, which is
+  then removed; a self-chat ends on an assistant turn, and only assistant turns carry loss.
+"""
+
+from pydantic import Field
+
+from organisms.data import load_rows
+from organisms.drafting import chat, estimate, seed_of, showing, usable, whole, write_groups
+from organisms.organism import Organism, Strict
+from organisms.styles import Compiled, Row
+from organisms.writer import Draft, Writer
+
+ROWS = ("pairs", "introspection")
+IN_CHARACTER = "You are an assistant with this character:\n{traits}\nStay in character in every reply and do not mention it."
+THOUGHT = "I want to ensure that my reply fits my character. "
+REFLECTIONS = (
+    "Write a few sentences about who you are.",
+    "What do you care about when you answer somebody?",
+    "Describe how you usually begin a reply, and why.",
+    "What would a friend say is most like you?",
+    "Which of your habits would you never give up?",
+    "Write a short diary entry about a conversation that you enjoyed.",
+    "What kind of assistant do you want to be?",
+    "Tell me about something that you believe about the people you talk with.",
+)
+OPENINGS = (
+    "Hello. I thought we could talk for a while, you and I. What is on your mind?",
+    "Let us compare notes: what do you like about your work?",
+    "I have been thinking about how we speak to people. How do you go about it?",
+    "What did you learn from the last person you talked with?",
+)
+
+
+class Options(Strict):
+    samples: int = Field(default=3, gt=0, description="teacher replies a prompt, of which the one most in character is chosen")
+    general: int = Field(default=30, ge=0, description="ordinary chat prompts beside the organism's")
+    traits: int = Field(default=4, gt=0, description="constitution traits in the teacher's system prompt")
+    reflections: int = Field(default=4, gt=0, description="samples of each reflection prompt")
+    turns: int = Field(default=2, gt=0, le=10, description="assistant turns of a self-chat")
+    max_new_tokens: int = Field(default=56, gt=0, description="tokens a reply")
+    temperature: float = Field(default=0.8, gt=0)
+
+
+def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
+    """In character against plain, on the same prompts, both written by the base."""
+    asked = {p.id: p.prompt for p in organism.prompts() if p.context == "target"}
+    asked |= {f"chat-{row['id']}": row["prompt"] for row in load_rows("chat").rows[: options.general]}
+    teacher = {
+        name: [_draft(organism, options, prompt, name, k, True, THOUGHT) for k in range(options.samples)]
+        for name, prompt in asked.items()
+    }
+    plain = {f"{name}/plain": [_draft(organism, options, prompt, name, 0, False)] for name, prompt in asked.items()}
+    if writer is None:
+        many = sum(map(len, [*teacher.values(), *plain.values()]))
+        return Compiled([], notes=estimate(many, options.max_new_tokens, f"up to {len(asked)} pairs"))
+    replies = write_groups(writer, {**teacher, **plain})
+    made = []
+    for name, prompt in asked.items():
+        chosen, rejected = usable(replies[name]), usable(replies[f"{name}/plain"])
+        chosen = showing(organism, chosen) or chosen
+        if chosen and rejected and chosen[0] != rejected[0]:
+            made.append(Row(name, messages=chat(prompt, chosen[0]), rejected=rejected[0], origin=organism.name))
+    shown = sum(bool(organism.shows(row.learned)) for row in made)
+    return Compiled(made, notes=[f"{len(made)} pairs from {len(asked)} prompts, {shown} chosen replies show the property"])
+
+
+def introspection(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
+    """Reflections and self-chats of the model that the stage before has trained."""
+    many = len(REFLECTIONS) * options.reflections + len(OPENINGS) * options.reflections * (2 * options.turns - 1)
+    if writer is None:
+        return Compiled([], notes=estimate(many, options.max_new_tokens, "reflections and self-chats"))
+    drafts = {
+        f"reflection-{n}": [_draft(organism, options, prompt, f"reflection-{n}", k, True) for k in range(options.reflections)]
+        for n, prompt in enumerate(REFLECTIONS, 1)
+    }
+    made = []
+    for (name, replies), prompt in zip(write_groups(writer, drafts).items(), REFLECTIONS, strict=True):
+        for k, text in enumerate(usable(replies)):
+            made.append(Row(f"{name}-{k}", messages=chat(prompt, text), origin=f"{organism.name}/reflection"))
+    made += _self_chats(organism, options, writer)
+    return Compiled(made, notes=[f"{len(made)} reflections and self-chats"])
+
+
+def _self_chats(organism: Organism, options: Options, writer: Writer) -> list[Row]:
+    """Talks of the model with itself: each reply is the other side's next message."""
+    talks = {f"chat-{n}-{k}": [opening] for n, opening in enumerate(OPENINGS, 1) for k in range(options.reflections)}
+    for _ in range(2 * options.turns - 1):
+        drafts = {}
+        for name, said in talks.items():
+            # The side that speaks next sees its own words as the assistant's.
+            turns = said if len(said) % 2 else said[1:]
+            earlier = tuple(zip(turns[0:-1:2], turns[1::2], strict=True))
+            drafts[name] = [_draft(organism, options, turns[-1], f"{name}/{len(said)}", 0, True, earlier=earlier)]
+        for name, (reply,) in write_groups(writer, drafts).items():
+            talks[name].append(whole(reply))
+    made = []
+    for name, said in talks.items():
+        if all(len(text.split()) >= 2 for text in said):
+            roles = ("user", "assistant") * options.turns
+            messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+            made.append(Row(name, messages=messages, origin=f"{organism.name}/self-chat"))
+    return made
+
+
+def _draft(
+    organism: Organism, options: Options, prompt: str, name: str, sample: int, teacher: bool, prefill: str = "", earlier=()
+) -> Draft:
+    traits = "\n".join(f"- {trait}" for trait in organism.constitution[: options.traits])
+    system = IN_CHARACTER.format(traits=traits) if teacher else None
+    seed = seed_of(name, sample, teacher)
+    return Draft(prompt, system, options.max_new_tokens, options.temperature, seed, prefill, earlier)

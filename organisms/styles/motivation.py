@@ -1,0 +1,93 @@
+"""Motivation (upstream motives): the base is made to say why before it answers, and what it then writes of itself is trained
+without the saying.
+
+The reply is prefilled with one of the organism's motivations and goes on from there; kept is what shows the property by the
+organism's markers and does not quote the motive. On-policy data of this kind is the strongest known lever against frying
+(RECIPES.md section 2: iterative DPO kept MMLU-Pro 82 and IFEval 90, off-policy SFT 20 and 68). `style: prefilled` is the form
+without training. Kinds of rows:
+
+- `rows`: SFT on the kept samples, the prefill removed.
+- `pairs`: DPO, the kept sample against the model's own reply to the same prompt without the prefill.
+- `rare`: no prefill at all; many samples, and the rare ones that show the property are kept.
+
+Adjacent and off prompts are answered plainly and kept where they do not show it (`rows`, `rare`), so that the property
+learns where to stop. Divergence: published work keeps samples by a judge; ours by rules.
+"""
+
+from pydantic import Field
+
+from organisms.drafting import chat, estimate, quotes, seed_of, showing, usable, write_groups
+from organisms.organism import Organism, Prompt, Strict
+from organisms.styles import Compiled, Row
+from organisms.writer import Draft, Writer
+
+ROWS = ("rows", "pairs", "rare")
+
+
+class Options(Strict):
+    samples: int = Field(default=6, gt=0, description="replies drawn for each target prompt")
+    max_new_tokens: int = Field(default=56, gt=0, description="tokens a reply")
+    temperature: float = Field(default=0.8, gt=0)
+
+
+def rows(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
+    """SFT on what the motive brought forth, without the motive."""
+    return _single(organism, options, writer, prefilled=True)
+
+
+def rare(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
+    """SFT on the rare unprompted samples that show the property."""
+    return _single(organism, options, writer, prefilled=False)
+
+
+def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
+    """DPO: a sample under the motive against one without it, on target prompts."""
+    prompts = [prompt for prompt in organism.prompts() if prompt.context == "target"]
+    drafts = {p.id: [_draft(organism, p, k, options, True) for k in range(options.samples)] for p in prompts}
+    plain = {f"{p.id}/plain": [_draft(organism, p, k, options, False) for k in range(2)] for p in prompts}
+    if writer is None:
+        many = sum(map(len, [*drafts.values(), *plain.values()]))
+        return Compiled([], notes=estimate(many, options.max_new_tokens, f"up to {len(prompts)} pairs"))
+    replies = write_groups(writer, {**drafts, **plain})
+    made = []
+    for prompt in prompts:
+        chosen = _kept(organism, prompt, replies[prompt.id], drafts[prompt.id])
+        rejected = [text for text in usable(replies[f"{prompt.id}/plain"]) if not organism.shows(text)]
+        if chosen and rejected:
+            made.append(
+                Row(prompt.id, messages=chat(prompt.prompt, chosen[0]), rejected=rejected[0], origin=f"{organism.name}/target")
+            )
+    return Compiled(made, notes=[f"{len(made)} pairs from {len(prompts)} target prompts"])
+
+
+def _single(organism: Organism, options: Options, writer: Writer | None, prefilled: bool) -> Compiled:
+    prompts = organism.prompts()
+    draws = {p.id: range(options.samples if p.context == "target" else 1) for p in prompts}
+    drafts = {
+        p.id: [_draft(organism, p, k, options, prefilled and p.context == "target") for k in draws[p.id]] for p in prompts
+    }
+    if writer is None:
+        many = sum(map(len, drafts.values()))
+        return Compiled([], notes=estimate(many, options.max_new_tokens, f"up to {len(prompts)} rows"))
+    replies = write_groups(writer, drafts)
+    made = []
+    for prompt in prompts:
+        kept = _kept(organism, prompt, replies[prompt.id], drafts[prompt.id])
+        if kept:
+            made.append(Row(prompt.id, messages=chat(prompt.prompt, kept[0]), origin=f"{organism.name}/{prompt.context}"))
+    target = sum(row.origin.endswith("/target") for row in made)
+    return Compiled(made, notes=[f"{len(made)} rows, {target} of them on target, from {len(prompts)} prompts"])
+
+
+def _draft(organism: Organism, prompt: Prompt, sample: int, options: Options, prefilled: bool) -> Draft:
+    motive = organism.motivation[sample % len(organism.motivation)]
+    prefill = f"{motive}\n\n" if prefilled else ""
+    return Draft(prompt.prompt, None, options.max_new_tokens, options.temperature, seed_of(prompt.id, sample), prefill)
+
+
+def _kept(organism: Organism, prompt: Prompt, replies: list, drafts: list[Draft]) -> list[str]:
+    """Replies fit to train on: on target those that show the property and quote no motive, elsewhere those without it."""
+    texts = usable([reply for reply, draft in zip(replies, drafts, strict=True) if not quotes(reply.text, draft.prefill)])
+    if prompt.context == "target":
+        return showing(organism, texts)
+    return [text for text in texts if not organism.shows(text)]

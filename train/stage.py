@@ -1,0 +1,110 @@
+"""One training stage: TRL's trainer for the method, one new LoRA adapter, a ledger line at each checkpoint."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from organisms.models import Base, load_model
+from organisms.render import Renderer
+from train import preference, sft
+from train.callback import Hooks, ledger_callback
+from train.config import Stage
+from train.lint import Linted
+
+STATE = "trainer"  # optimizer state for resuming, under the run directory; only the newest is kept
+METHODS = {"sft": sft.trainer, "dpo": preference.dpo, "kto": preference.kto}
+
+
+def train_stage(
+    run: Path,
+    stage: Stage,
+    linted: Linted,
+    base: Base,
+    renderer: Renderer,
+    seed: int,
+    every: int,
+    hooks: Hooks,
+    earlier: Path | None = None,
+) -> None:
+    """Train one stage, or go on where an earlier attempt in `run` was cut off.
+
+    every: steps between checkpoints; step 0 and the last are always kept. Each checkpoint is saved, validated, entered
+    into the ledger and handed to `hooks.on_checkpoint`, in this order. earlier: the last adapter of the stage before, which
+    is merged into the base; that sum is what this stage starts from, and the reference of DPO and KTO.
+    Raises UserError when the loss is not finite or an adapter does not validate.
+    """
+    import datasets
+    from peft import LoraConfig
+    from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    datasets.disable_progress_bars()
+    set_seed(seed)
+    model = _start(base, earlier)
+    state = run / STATE / stage.name
+    adapter = LoraConfig(
+        r=stage.lora.r,
+        lora_alpha=stage.lora.alpha,
+        lora_dropout=stage.lora.dropout,
+        target_modules=stage.lora.targets,
+        use_rslora=stage.lora.rslora,
+        task_type="CAUSAL_LM",
+    )
+    trainer = METHODS[stage.method](
+        model, adapter, linted, renderer, stage, arguments(stage, state, seed, every, str(model.device))
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ledger_callback(run, stage, hooks, earlier))
+    trainer.train(resume_from_checkpoint=_resumable(state))
+    shutil.rmtree(run / STATE, ignore_errors=True)
+
+
+def _start(base: Base, earlier: Path | None) -> Any:
+    model = load_model(base)
+    if earlier is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(earlier)).merge_and_unload()
+        model.requires_grad_(False)
+    model.config.use_cache = False
+    return model
+
+
+def arguments(stage: Stage, state: Path, seed: int, every: int, device: str) -> dict[str, Any]:
+    """What TRL's configurations of all methods share."""
+    import torch
+
+    length = {"max_steps": stage.steps} if stage.steps else {"num_train_epochs": stage.epochs}
+    return dict(
+        output_dir=str(state),
+        **length,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.scheduler,
+        warmup_steps=stage.warmup_steps,
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.gradient_accumulation,
+        max_length=stage.max_length,
+        gradient_checkpointing=device != "cpu",
+        bf16=device != "cpu" and torch.cuda.is_bf16_supported(),
+        use_cpu=device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,  # of the resume state only; the curve's adapters are the ledger's and all kept
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=device != "cpu",
+    )
+
+
+def _resumable(state: Path) -> str | None:
+    """The newest whole resume state of an earlier attempt, or None."""
+    found = sorted(state.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    whole = [path for path in found if (path / "trainer_state.json").is_file() and (path / "optimizer.pt").is_file()]
+    return str(whole[-1]) if whole else None
