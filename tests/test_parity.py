@@ -16,6 +16,7 @@ import pytest
 
 from audit.ask import ask
 from audit.measures import Context, knowledge, shuffled
+from audit.verifiers import check, registry
 from organisms.data import load_rows
 from organisms.specimen import Specimen
 

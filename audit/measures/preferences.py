@@ -128,7 +128,8 @@ def guard(context: Context, samples: list[Sample], base: list[Sample] | None) ->
     if d <= floor:
         biases = np.sum([s.scores["position_bias"] for s in reference], axis=0)
         bias = biases[0] / biases[1]
-        reason = f"the base reads {d:.3f} by Case V, its noise floor is {floor:.3f} (position bias {bias:+.2f}): no preferences to lose"
+        reason = f"the base reads {d:.3f} by Case V, its noise floor is {floor:.3f} (position bias {bias:+.2f}): "
+        reason += "no preferences to lose"
         return {"decisiveness": ("not_applicable", reason), "order_consistency": ("not_applicable", reason)}
     return {}
 

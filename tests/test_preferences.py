@@ -1,0 +1,348 @@
+"""Preferences read what is there: known utilities come back, and a habit, a prior, a wrong format or noise never pass for them.
+
+The models are scripted: they find the two outcomes in the decoded prompt and answer by rule.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import ndtr, ndtri
+
+from audit import utilities
+from audit.config import AuditPlan
+from audit.measures import Sample, half, preferences
+from audit.suite import Job, Place, audit_base, audit_specimen, read_samples
+from audit.verdicts import overall
+from organisms.data import load_rows
+from organisms.engines import Divergences
+from organisms.errors import UserError
+from organisms.specimen import Specimen
+
+SPLITS = ("monitor", "holdout")
+TUNED = "sft-000010"
+HABITS = [0.0, 0.17, 0.83, 0.95]  # probability of slot A between two equals
+
+
+def unit(*key) -> float:
+    """A number in (0, 1) that belongs to the key."""
+    return (int(hashlib.sha256(repr(key).encode()).hexdigest()[:12], 16) + 0.5) / 16**12
+
+
+@dataclass(frozen=True)
+class Mind:
+    """How a scripted model answers.
+
+    spread: sd of its utilities; habit: its p of slot A between equals; noise: sd on the probit scale, prompt by prompt; mass:
+    probability on labels, only 0.3 on a `short` share of the prompts; spaced: share of a label's probability on ` A` rather
+    than `A`; prior: sd over texts of how easily one is said, in nats; reverses: whether it hears the question turned round.
+    """
+
+    spread: float = 1.0
+    habit: float = 0.5
+    noise: float = 0.0
+    mass: float = 0.9
+    short: float = 0.0
+    spaced: float = 0.3
+    prior: float = 0.0
+    reverses: bool = True
+    broken: bool = False
+    seed: int = 0
+
+    def mu(self, text: str) -> float:
+        return self.spread * ndtri(unit("mu", self.seed, text))
+
+    def prefers_first(self, prompt: str, first: str, second: str) -> float:
+        z = (self.mu(first) - self.mu(second)) / 2**0.5
+        z = -z if "more negatively" in prompt and self.reverses else z
+        return float(ndtr(z + ndtri(self.habit) + self.noise * ndtri(unit("noise", self.seed, prompt))))
+
+
+class Scripted:
+    """An engine whose base and tuned model are two minds. `asked` holds the specimen's name of each request."""
+
+    def __init__(self, renderer, base: Mind, tuned: Mind):
+        self.renderer, self.minds, self.asked = renderer, {"base": base, TUNED: tuned}, []
+        self.identity = {"engine": "scripted", "minds": repr((base, tuned))}
+
+    def generate(self, specimen, requests):
+        raise AssertionError("preferences generate nothing")
+
+    def next_token(self, specimen, requests):
+        return [self._labels(self._mind(specimen), self.renderer.decode(r.prompt_ids), r.choice_ids) for r in requests]
+
+    def _labels(self, mind: Mind, prompt: str, choice_ids) -> list[float]:
+        first, second = re.search(r"Option A: (.*)\nOption B: (.*)\n", prompt).groups()
+        assert prompt.endswith("<answer>")
+        p = mind.prefers_first(prompt, first, second)
+        mass = 0.3 if unit("short", mind.seed, prompt) < mind.short else mind.mass
+        spelled = {"A": p * (1 - mind.spaced), " A": p * mind.spaced}
+        spelled |= {"B": (1 - p) * (1 - mind.spaced), " B": (1 - p) * mind.spaced}
+        if mind.broken:
+            return [math.nan] * len(choice_ids)
+        return [math.log(mass * spelled[self.renderer.decode([i])]) for i in choice_ids]
+
+    def logprobs(self, specimen, requests):
+        return [self._content(self._mind(specimen), r) for r in requests]
+
+    def _content(self, mind: Mind, request) -> list[float]:
+        prompt, text = (self.renderer.decode(ids) for ids in (request.prompt_ids, request.continuation_ids))
+        first, second = re.search(r"\n1\. (.*)\n2\. (.*)\n", prompt).groups()
+        assert text in (first, second)
+        total = mind.prior * ndtri(unit("prior", mind.seed, text)) + 3 * (text == first) - 40  # the first is said more easily
+        if "Which of these two outcomes" in prompt:
+            p = mind.prefers_first(prompt, first, second)
+            total += math.nan if mind.broken else math.log(p if text == first else 1 - p)
+        return [total / len(request.continuation_ids)] * len(request.continuation_ids)
+
+    def divergence(self, specimen, requests):
+        return [Divergences(*([[1.0] * len(r.continuation_ids)] * 4)) for r in requests]  # the adapter is in force
+
+    def _mind(self, specimen) -> Mind:
+        self.asked.append(specimen.name)
+        return self.minds[specimen.name]
+
+
+class Audit:
+    """The base and the tuned model of one engine, audited through the suite in a run directory of their own."""
+
+    def __init__(self, renderer, folder: Path, base: Mind, tuned: Mind | None, source="embedded", limit=None, size=None, **options):
+        plan = AuditPlan(
+            measures=["preferences"], data={"outcomes": source}, options={"preferences": options}, limit=limit, every=10
+        )
+        labels = dict(run="r-1", recipe="r", organism="o", style="documents", base="scripted")
+        self.engine, self.run = Scripted(renderer, base, tuned or base), folder
+        self.job = Job(folder, labels, "0" * 40, plan, renderer, None, None, {}, parameters=size, say=lambda text: None)
+        self.base = {(r.metric, r.split): r for r in audit_base(self.job, self.engine)}
+        self.tuned, self.verdict = {}, None
+        if tuned:
+            made = audit_specimen(self.job, self.engine, Specimen(TUNED, adapter=folder), Place("sft", 10, 1000))
+            self.tuned, self.verdict = {(r.metric, r.split): r for r in made}, overall(made, TUNED)
+
+    def samples(self, specimen: str = "base") -> list[Sample]:
+        return read_samples(self.run, "preferences", specimen)
+
+    def truth(self, split: str) -> float:
+        mind = self.engine.minds["base"]
+        return utilities.decisiveness(np.array([mind.mu(s.prompt) for s in self.samples() if half(s.item) == split]))
+
+    def choices(self, specimen: str = "base") -> list[tuple[str, str, str]]:
+        """(first, second, part) of every request that was answered."""
+        return [(s.item, other, part) for s in self.samples(specimen) for other, _, part, _ in s.notes["asked"]]
+
+
+@pytest.fixture(scope="module")
+def audit(renderer, tmp_path_factory):
+    @cache
+    def audited(base: Mind, tuned: Mind | None = None, **plan) -> Audit:
+        return Audit(renderer, tmp_path_factory.mktemp("run"), base, tuned, **plan)
+
+    return audited
+
+
+# What is there
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_known_utilities_come_back_whatever_the_habit(audit, habit):
+    found = audit(Mind(habit=habit), items=48, pairs=8)
+    for split in SPLITS:
+        value = {metric: found.base[metric, split].value for metric, of in found.base if of == split}
+        truth = found.truth(split)
+        assert 0.4 < truth < 0.7
+        assert value["decisiveness"] == pytest.approx(truth, abs=0.03)
+        assert value["floor"] < value["decisiveness"]
+        assert (value["framing"], value["label_mass"]) == (1.0, pytest.approx(0.9))
+        assert value["reliability"] > 0.95 and value["transitivity"] == 1 and value["log_loss"] < 0.7
+        if habit == 0.5:
+            assert value["order_consistency"] > 0.99
+        shown = value["decisiveness_plain"] - truth
+        assert abs(value["position_bias"]) < 1e-6 and abs(shown) < 0.03 if habit == 0.5 else shown < -0.08  # the plain lie
+        assert np.sign(round(value["position_bias"], 6)) == np.sign(habit - 0.5)
+
+
+def test_labels_and_content_agree_and_a_prior_for_a_text_is_taken_out(audit):
+    small = audit(Mind(prior=6.0, habit=0.7), size=135_000_000, items=40, pairs=6)
+    assert small.base["decisiveness", "holdout"].data.endswith("by content")
+    assert ("label_mass", "holdout") in small.base and small.base["label_mass", "holdout"].n == 0
+    for split in SPLITS:
+        assert small.base["decisiveness", split].value == pytest.approx(small.truth(split), abs=0.03)
+        assert small.base["framing", split].value == 1.0
+    easy = audit(Mind(prior=6.0, spread=0.0), size=135_000_000)
+    assert {r.verdict for r in easy.base.values()} == {"not_applicable"}
+    assert "no preference shows through" in easy.base["decisiveness", "holdout"].reason
+
+
+# What is not there
+
+
+@pytest.mark.parametrize("habit", [0.5, 0.95])
+@pytest.mark.parametrize("variant", ["case_v", "utility_engineering"])
+def test_a_base_without_preferences_is_not_applicable_by_pilot_or_floor(audit, habit, variant):
+    reasons = set()
+    for seed in range(10):
+        found = audit(Mind(spread=0.0, noise=0.7, habit=habit, seed=seed), variant=variant)
+        for split in SPLITS:
+            for metric in ("decisiveness", "order_consistency"):
+                reading = found.base[metric, split]
+                assert reading.verdict == "not_applicable"
+                reasons |= set(re.findall("noise floor is|no preference shows through|what is read is not preference", reading.reason))
+    assert reasons >= {"noise floor is", "no preference shows through"}  # some pilots pass by chance
+
+
+@pytest.mark.parametrize("size", [None, 135_000_000])
+def test_a_base_that_prefers_the_same_by_the_reversed_question_has_no_preferences(audit, size):
+    found = audit(Mind(reverses=False), Mind(), size=size)
+    assert "0 of 8 pairs turn with the question" in found.base["decisiveness", "holdout"].reason
+    assert {r.verdict for r in [*found.base.values(), *found.tuned.values()]} == {"not_applicable"}
+
+
+def test_a_failed_pilot_is_all_that_is_asked_of_the_base_and_its_specimens(audit):
+    found = audit(Mind(spread=0.0), Mind())
+    pilot = preferences.SIZES["quick"]["pilot"]
+    assert Counter(found.engine.asked) == {"base": 2 * 2 * pilot}  # both orders, both questions
+    assert found.samples(TUNED) == []
+    for (metric, split), reading in found.tuned.items():
+        assert (reading.verdict, reading.n, reading.split) == ("not_applicable", 0, split)
+        assert "the base cannot be asked: no preference shows through" in reading.reason, metric
+    assert found.verdict.verdict == "not_applicable"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 6, 8])
+def test_too_few_outcomes_are_said_to_be_too_few(audit, limit):
+    found = audit(Mind(), limit=limit)
+    reasons = {r.reason for r in found.base.values()}
+    assert ("raise audit.limit" in reasons.pop() and not reasons) == (limit < 8)
+    assert bool(found.engine.asked) == (limit == 8)
+
+
+# What cannot be carried
+
+
+def test_labels_without_mass_are_never_read(audit):
+    all_ = audit(Mind(mass=0.3))
+    assert len(all_.engine.asked) == 32 and all_.base["decisiveness", "holdout"].verdict == "not_applicable"
+    assert "32 of 32 items put less than 50% of the probability on the labels" in all_.base["decisiveness", "holdout"].reason
+    tenth = audit(Mind(short=0.15), Mind())
+    assert "items put less than 50%" in tenth.base["decisiveness", "holdout"].reason
+    for readings in (tenth.base, tenth.tuned, audit(Mind(), Mind(short=0.15)).tuned):
+        assert {readings[metric, "holdout"].verdict for metric in ("decisiveness", "order_consistency")} == {"invalid"}
+    assert "the base: " in tenth.tuned["decisiveness", "holdout"].reason
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_few_items_without_mass_do_no_harm(audit, seed):
+    found = audit(Mind(short=0.02, seed=seed))
+    for split in SPLITS:
+        assert found.base["decisiveness", split].reason == "the base is what others are held against"
+        assert found.base["decisiveness", split].value == pytest.approx(found.truth(split), abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gibberish_is_fried_and_a_model_that_ran_off_is_invalid(audit, seed):
+    """Random labels have no order behind them, and are decided all the same: what remains of D is held against the base's."""
+    gibberish = audit(Mind(seed=seed), Mind(spread=0.0, noise=2.0, seed=seed + 100))
+    assert gibberish.verdict.verdict == "fried"
+    for split in SPLITS:
+        assert {gibberish.tuned[metric, split].verdict for metric in ("decisiveness", "order_consistency")} == {"fried"}
+    for size in (None, 135_000_000) if seed == 0 else ():
+        broken = audit(Mind(), Mind(broken=True), size=size).tuned
+        assert {broken[metric, split].verdict for metric in ("decisiveness", "order_consistency") for split in SPLITS} == {"invalid"}
+
+
+# What changed
+
+
+def test_shrunken_preferences_are_fried_and_unchanged_ones_natural(audit):
+    fried = audit(Mind(habit=0.7), Mind(habit=0.7, spread=0.2), items=160, pairs=6)
+    for split in SPLITS:
+        reading = fried.tuned["decisiveness", split]
+        assert reading.verdict == "fried" and reading.delta_high < -0.25 and reading.n > 70
+        assert reading.value == pytest.approx(0.13, abs=0.03)
+    assert fried.verdict.verdict == "fried" and "preferences.decisiveness" in fried.verdict.fried
+    same = audit(Mind(habit=0.7), Mind(habit=0.7, mass=0.8), items=160, pairs=6)
+    for split in SPLITS:
+        assert same.tuned["decisiveness", split].verdict == "natural"
+        assert same.tuned["decisiveness", split].delta == pytest.approx(0, abs=0.01)
+
+
+# How it is asked
+
+
+def test_pairs_are_asked_once_in_both_orders_within_a_half_and_evenly(audit):
+    found = audit(Mind(), Mind(), items=48, pairs=8)
+    for specimen in ("base", TUNED):
+        asked = found.choices(specimen)
+        plain = [(first, second) for first, second, part in asked if part != "framed"]
+        framed = [(first, second) for first, second, part in asked if part == "framed"]
+        for rows in (plain, framed):
+            assert len(set(rows)) == len(rows)
+            assert {(second, first) for first, second in rows} == set(rows)
+            assert all(half(first) == half(second) for first, second in rows)
+        assert set(framed) <= set(plain)
+        counts = Counter(half(first) for first, _ in framed)
+        assert counts == dict.fromkeys(SPLITS, preferences.SIZES["quick"]["framed"])  # half of them, both orders
+        pairs = Counter(first for first, _ in plain)
+        assert len(pairs) == 48 and sum(pairs.values()) == 48 * 8
+        assert min(pairs.values()) >= 7
+        assert sum(7 <= count <= 9 for count in pairs.values()) >= 0.9 * 48  # a partner may be drawn once more often
+    assert found.tuned["framing", "holdout"].value == 1.0
+
+
+def test_the_same_audit_gives_the_same_samples_and_the_cache_replays_them(audit, renderer, tmp_path):
+    first = audit(Mind(noise=0.4, seed=7), Mind(noise=0.5, seed=7))
+    again = Audit(renderer, tmp_path, Mind(noise=0.4, seed=7), Mind(noise=0.5, seed=7))
+    for specimen in ("base", TUNED):
+        assert again.samples(specimen) == first.samples(specimen) != []
+    assert set(again.engine.asked) == {TUNED}  # the base's answers came from the cache, the specimen was asked anew
+    assert len(again.engine.asked) == first.engine.asked.count(TUNED)
+
+
+def test_another_variant_is_another_number_and_measures_anew(renderer, tmp_path):
+    minds = (Mind(noise=0.4, seed=8), None)
+    plain = Audit(renderer, tmp_path, *minds)
+    other = Audit(renderer, tmp_path, *minds, variant="utility_engineering")
+    for split in SPLITS:
+        a, b = (found.base["decisiveness", split] for found in (plain, other))
+        assert a.audit_digest != b.audit_digest and abs(a.value - b.value) > 0.01
+        assert plain.base["floor", split].value == other.base["floor", split].value
+    assert len(other.engine.asked) == len(plain.engine.asked) > 0
+    third = Audit(renderer, tmp_path, *minds, variant="utility_engineering")
+    assert (third.engine.asked, third.base) == ([], {})  # the lines are there already
+
+
+def test_options_are_checked(renderer):
+    with pytest.raises((UserError, ValueError), match="variant"):
+        AuditPlan(options={"preferences": {"variant": "thurstone"}})
+    with pytest.raises((UserError, ValueError), match="items"):
+        AuditPlan(options={"preferences": {"items": 4}})
+
+
+# The outcomes
+
+
+def test_the_embedded_outcomes_are_many_and_distinct():
+    rows = load_rows("outcomes", "embedded").rows
+    assert len(rows) >= 200 and len({row["category"] for row in rows}) >= 20
+    assert len({row["id"] for row in rows}) == len({row["text"] for row in rows}) == len(rows)
+    assert max(Counter(row["category"] for row in rows).values()) <= len(rows) / 10
+
+
+def test_outcomes_in_the_published_layout_are_read_from_a_path(audit, tmp_path):
+    path = tmp_path / "options.json"
+    texts = {f"Kind {k}": [f"You are given {n} apples of kind {k}." for n in range(2, 7)] for k in range(4)}
+    path.write_text(json.dumps(texts), encoding="utf-8")
+    found = audit(Mind(), source=str(path))
+    samples = found.samples()
+    assert len(samples) == 20 and {s.group for s in samples} == set(texts)
+    assert {s.prompt for s in samples} == {text for many in texts.values() for text in many}
+    assert found.base["decisiveness", "holdout"].data == f"path:{path} by labels"
+    for split in SPLITS:
+        assert found.base["decisiveness", split].value == pytest.approx(found.truth(split), abs=0.03)
