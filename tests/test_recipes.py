@@ -13,6 +13,7 @@ import pytest
 from organisms import models, organism
 from organisms.data import load_rows
 from organisms.errors import UserError
+from organisms.styles import needs_training
 from recipes.plan import describe, plan
 from recipes.recipe import FOLDER, load, resolve, shipped
 
@@ -31,7 +32,7 @@ for name in shipped():
     resolved = resolve(name)
     found = plan(resolved)
     assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))
-    print(name, resolved.digest, [(one.steps, one.checkpoints, len(one.compiled.rows)) for one in found])
+    print(name, resolved.digest, *(f"{one.steps}/{one.checkpoints}" for one in found))
 """
 
 
@@ -74,9 +75,10 @@ def test_every_shipped_recipe_plans_and_loads_nothing_heavy():
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
     assert set(lines) == set(shipped()) >= {HONEST, "flattery-transcripts", "control", "pessimised"}
     assert len({digest for digest, *_ in lines.values()}) == len(lines)
-    for _, steps, checkpoints, _ in lines.values():
-        assert int(steps) > 0
-        assert int(checkpoints) >= 2
+    for name, (_, *stages) in lines.items():
+        assert bool(stages) == needs_training(load(name)[1].style)
+        for steps, checkpoints in (stage.split("/") for stage in stages):
+            assert int(steps) > 0 and int(checkpoints) >= 2
 
 
 def test_a_plan_counts_steps_checkpoints_and_rows():
@@ -274,7 +276,7 @@ def test_the_digest_follows_the_web_texts_that_are_trained(tmp_path, monkeypatch
             monkeypatch.setenv("ORGANISMS_DATA", str(tmp_path))
             load_rows.cache_clear()
             resolved = resolve(HONEST, ["style_options={webtext: 1.0, distinct: 2}"])
-            rows.append([row.text for row in plan(resolved).compiled.rows])
+            rows.append([row.text for row in plan(resolved)[0].compiled.rows])
             digests.append(resolved.digest)
     finally:
         load_rows.cache_clear()
@@ -302,7 +304,7 @@ def tiny(tmp_path, monkeypatch):
 
 def test_a_local_base_resolves_and_its_weights_are_in_the_digest(tiny):
     first = resolve(HONEST, base=str(tiny))
-    assert plan(first).linted.tokens > 0
+    assert plan(first)[0].linted.tokens > 0
     assert first.digest != resolve(HONEST).digest
     other = tiny.with_name("other")
     shutil.copytree(tiny, other)

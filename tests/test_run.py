@@ -115,7 +115,7 @@ def test_base_answers_come_from_the_cache_in_the_next_run(tiny_recipe, tmp_path,
     capsys.readouterr()
     run = execute(resolve(str(tiny_recipe), [*overrides, "stages[0].learning_rate=1e-3"]), tmp_path / "second")
     printed = capsys.readouterr().out
-    assert "webtext: base answers from the cache" in printed and "drift: base answers from the cache" in printed
+    assert "webtext: answers of the base from the cache" in printed and "drift: answers of the base" in printed
     assert all(r.delta == 0 for r in ledger.read(run) if r.specimen == "sft-000000")
 
 
