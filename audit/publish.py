@@ -107,7 +107,9 @@ class Publisher:
             values: dict[str, float] = {}
             for reading in chosen:
                 values.update(_logged(reading))
-            if values:
+            if specimen == "prompted":  # no point of the curve: it stands beside it
+                run.summary.update({f"prompted/{key.partition('/')[2]}": v for key, v in values.items() if key.startswith("audit/")})
+            elif values:
                 run.log({"tokens_seen": chosen[0].tokens_seen, "step": chosen[0].step, **values})
         self._state["readings"] = len(rows)
 

@@ -59,7 +59,7 @@ def test_training_and_audits_are_sent_whole_on_their_own_axis(run):
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert losses == [row["loss"] for row in read_jsonl(run / "train.jsonl")]
     sent = {(row["step"], row["tokens_seen"], key): row[key] for row in rows for key in row if key.startswith("audit/")}
-    readings = [r for r in ledger.read(run) if r.split == "holdout" and r.delta is not None]
+    readings = [r for r in ledger.read(run) if r.stage and r.split == "holdout" and r.delta is not None]
     assert len(readings) > 50
     for r in readings:
         assert sent[r.step, r.tokens_seen, f"audit/{r.measure}/{r.metric}/delta"] == pytest.approx(r.delta)
