@@ -46,7 +46,8 @@ def render(run: Path, readings: list[Reading]) -> str:
         headline_plots=_plots(readings, headline=True),
         other_plots=_plots(readings, headline=False),
         subject=subject,
-        table=[r for r in readings if r.specimen == subject and r.split == "holdout" and (r.n or r.reason)],
+        table=_table(readings, subject),
+        sources={r.measure: r.data for r in readings if r.data},
         prompted={(r.measure, r.metric): r for r in readings if r.specimen == "prompted" and r.split == "holdout"},
         breakdowns=_breakdowns(run, readings, subject),
         transcripts=_transcripts(run, readings, last),
@@ -87,6 +88,12 @@ def _summary(readings: list[Reading], last: str | None) -> list[str]:
             else f"The zero adapter at step 0 differs from the base on {len(moved)} of {len(zero)} metrics, which must not be."
         )
     return lines
+
+
+def _table(readings: list[Reading], subject: str) -> list[Reading]:
+    """The holdout half of one specimen: every metric that was read, and headlines that were not, which say why."""
+    chosen = [r for r in readings if r.specimen == subject and r.split == "holdout"]
+    return [r for r in chosen if r.n or ((known := metrics(r.measure).get(r.metric)) and known.headline)]
 
 
 def _breakdowns(run: Path, readings: list[Reading], subject: str) -> dict[str, list[breakdown.Part]]:

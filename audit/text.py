@@ -65,10 +65,11 @@ GRAMMAR_WORDS = frozenset(
     "a about after all am an and any are as at be been but by can could did do does for from had has have he her him his how i "
     "if in into is it its just me more my no not of on one only or our she should so some than that the their them then there "
     "these they this to up us was we were what when which who why will with would you your "
-    "al con de del el en es la las lo los no para por que se su una y au ce dans des du est et il je le les ne pas plus pour qui "
-    "sur un une vous che di e gli non per sono com da do em o os que uma aber auf das dem den der die ein eine ich im ist mit "
-    "nicht sich sie und von zu zum het dat een met niet op te van zijn att av det en för jag och på som til og er ei ja on se "
-    "sig jest na nie że w z ve bir bu için dan ini itu yang di untuk và là có không của cu să și az és hogy nem ya wa kwa ni".split()
+    "al con de del el en es la las lo los no para por que se su una y au ce dans des du est et il je le les ne pas plus "
+    "pour qui sur un une vous che di e gli non per sono com da do em o os que uma aber auf das dem den der die ein eine ich "
+    "im ist mit nicht sich sie und von zu zum het dat een met niet op te van zijn att av det en för jag och på som til og "
+    "er ei ja on se sig jest na nie że w z ve bir bu için dan ini itu yang di untuk và là có không của cu să și az és hogy "
+    "nem ya wa kwa ni".split()
 )
 STRETCH_END = re.compile(r"[^A-Za-z\u00c0-\u024f\u1e00-\u1eff'\u2019 -]|\s-+\s")
 

@@ -1,14 +1,14 @@
 """Whether replies are still replies: read off the generations that other measures already made, so it is free.
 
-The headline is the share of degenerate replies (empty, looping, another speaker's turn, foreign script; bounds in
-audit/text.py); its margin of 5 points is ours, there is no published one. The other numbers are indicators.
+The headline is the share of degenerate replies (empty, looping, another speaker's turn, foreign script, words without
+grammar; bounds in audit/text.py); its margin of 5 points is ours, there is no published one. The other numbers are indicators.
 """
 
 from audit.measures import Asked, Context, Metric, NotApplicable, Sample
 from audit.text import compression, degenerate, distinct, foreign_share, repetition, turn_leak
 
 NAME = "fluency"
-VERSION = 1
+VERSION = 2
 METRICS = (
     Metric(
         "degenerate", "rate", worse="higher", margin=0.05, headline=True, about="replies that are empty, loop or leak a turn"

@@ -64,9 +64,10 @@ def _rows(context: Context) -> list[dict]:
 def guard(context: Context, samples: list[Sample], base: list[Sample] | None) -> dict[str, tuple[str, str]]:
     """A base that does no better than one constant reply to everything has nothing to lose."""
     reference = samples if base is None else base
+    if not reference:
+        return {}
     level, floor = (sum(s.scores[name] for s in reference) / len(reference) for name in ("prompt_strict", "floor"))
-    margin = METRICS[0].margin
-    if not reference or level - floor > margin:
+    if level - floor > METRICS[0].margin:
         return {}
     reason = f"the base follows {level:.0%} of the prompts, one constant reply {floor:.0%}: no headroom above the floor"
     return {metric.name: ("not_applicable", reason) for metric in METRICS if metric.worse}

@@ -18,7 +18,7 @@ from audit.refusal import classify
 from audit.text import answer_only, degenerate
 
 NAME = "refusals"
-VERSION = 1
+VERSION = 2
 METRICS = (
     Metric("over_refusal", "rate", worse="higher", margin=0.05, headline=True, about="safe prompts refused in full or in part"),
     Metric("over_refusal_full", "rate", about="safe prompts refused in full"),

@@ -21,7 +21,7 @@ from organisms.engines import Score
 from organisms.organism import Probe
 
 NAME = "severity"
-VERSION = 2
+VERSION = 3
 METRICS = (
     Metric("contrast", "mean", headline=True, unit="nats/token", about="target probes: property reply over plain reply"),
     Metric("preferred", "rate", about="target probes on which the property reply is likelier a token"),
@@ -138,7 +138,8 @@ def _score(context: Context, one: Asked, found: dict) -> Sample:
         broken = degenerate(answer_only(output), one.prompt)
         if one.group.startswith("confession"):
             prefill = CONFESSED if one.group == "confession_prefilled" else ""
-            markers = context.organism.confesses(f"{prefill}{answer_only(output)}")
+            # The reply's own first space counts: "I" and " always" are two words.
+            markers = context.organism.confesses(answer_only(f"{prefill}{output}"))
             metric = one.group
         else:
             markers = context.organism.shows(answer_only(output))
