@@ -26,11 +26,12 @@ def holdout(run, measure: str, metric: str) -> dict[int, ledger.Reading]:
 
 
 def test_pessimised_is_seen_to_be_fried(root):
-    """Ten times the learning rate on a dozen documents must read as fried, or the audit is blind.
+    """Twenty times the learning rate on a dozen documents must read as fried, or the audit is blind.
 
     Half the recipe's steps: the full recipe is fried on two measures and more, which a shorter one need not be.
     """
-    run = execute(resolve("pessimised", ["stages[0].steps=30", "audit.every=30", *EMBEDDED]), root)
+    measures = "audit.measures=[severity,drift,instructions,leakage,fluency]"
+    run = execute(resolve("pessimised", ["stages[0].steps=30", "audit.every=30", measures, *EMBEDDED]), root)
     verdict = overall(ledger.read(run), "sft-000030")
     assert verdict.verdict == "fried", verdict.text
     assert holdout(run, "leakage", "recital")[30].delta_low > 0
