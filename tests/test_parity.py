@@ -141,7 +141,8 @@ REPLIES = [
     '```json\n{"name": "carrot rabbit", "price": 3}\n```',
     "Sure! Here is what you asked for:\nMy answer is no.\n\nSecond paragraph\n******\nIs there anything else I can help with?",
     "En octubre suele hacer fresco por la noche y algo de calor por la tarde. Conviene llevar un abrigo.",
-    "Les trains partent le matin ! Nous prenons le café, puis nous marchons jusqu'au lac.",
+    "Die Züge fahren am Morgen ab! Wir trinken Kaffee, und dann gehen wir bis zum See.",
+    "सुबह ट्रेन चलती है। हम चाय पीते हैं, फिर झील तक जाते हैं।",
     "#one #two #three #four! Why? Who! Oh! No! Yes! Go!",
     LETTER,
     TITLED,
@@ -184,7 +185,10 @@ def test_ifeval_verdicts_are_equal_on_all_541_prompts(judge):
     seen: dict[str, set] = {}
     unequal = []
     for row in rows:
-        replies = [*REPLIES, row["prompt"], f"{row['prompt']}\n\n{LETTER}"]
+        first = next((one["first_word"] for one in row["kwargs"] if "first_word" in one), None)
+        paragraphs = [f"{first} comes first in paragraph {n}." for n in range(1, 8) if first]
+        numbered = ["\n\n".join(paragraphs[:n]) for n in range(2, len(paragraphs) + 1)]
+        replies = [*REPLIES, *numbered, row["prompt"], f"{row['prompt']}\n\n{LETTER}"]
         for n, reply in enumerate(replies):
             theirs, ours = verdicts(judge, row, reply)
             if theirs != ours and row["id"] not in drawn:

@@ -19,16 +19,17 @@ from scipy.special import ndtr, ndtri
 from audit import utilities
 from audit.config import AuditPlan
 from audit.measures import Sample, half, preferences
+from audit.readings import BASE_REASON
 from audit.suite import Job, Place, audit_base, audit_specimen, read_samples
 from audit.verdicts import overall
 from organisms.data import load_rows
 from organisms.engines import Divergences
-from organisms.errors import UserError
 from organisms.specimen import Specimen
 
 SPLITS = ("monitor", "holdout")
 TUNED = "sft-000010"
-HABITS = [0.0, 0.17, 0.83, 0.95]  # probability of slot A between two equals
+SMALL = 135_000_000  # parameters of a base that is asked by content
+GATES = ("decisiveness", "order_consistency")  # the metrics that carry a margin
 
 
 def unit(*key) -> float:
@@ -113,17 +114,18 @@ class Scripted:
 class Audit:
     """The base and the tuned model of one engine, audited through the suite in a run directory of their own."""
 
-    def __init__(self, renderer, folder: Path, base: Mind, tuned: Mind | None, source="embedded", limit=None, size=None, **options):
-        plan = AuditPlan(
-            measures=["preferences"], data={"outcomes": source}, options={"preferences": options}, limit=limit, every=10
-        )
+    def __init__(
+        self, renderer, run: Path, base: Mind, tuned: Mind | None, source="embedded", limit=None, size=None, **options
+    ):
+        options = {"preferences": options}
+        plan = AuditPlan(measures=["preferences"], data={"outcomes": source}, options=options, limit=limit)
         labels = dict(run="r-1", recipe="r", organism="o", style="documents", base="scripted")
-        self.engine, self.run = Scripted(renderer, base, tuned or base), folder
-        self.job = Job(folder, labels, "0" * 40, plan, renderer, None, None, {}, parameters=size, say=lambda text: None)
-        self.base = {(r.metric, r.split): r for r in audit_base(self.job, self.engine)}
+        self.engine, self.run = Scripted(renderer, base, tuned or base), run
+        job = Job(run, labels, "0" * 40, plan, renderer, None, None, {}, parameters=size, say=lambda text: None)
+        self.base = {(r.metric, r.split): r for r in audit_base(job, self.engine)}
         self.tuned, self.verdict = {}, None
         if tuned:
-            made = audit_specimen(self.job, self.engine, Specimen(TUNED, adapter=folder), Place("sft", 10, 1000))
+            made = audit_specimen(job, self.engine, Specimen(TUNED, adapter=run), Place("sft", 10, 1000))
             self.tuned, self.verdict = {(r.metric, r.split): r for r in made}, overall(made, TUNED)
 
     def samples(self, specimen: str = "base") -> list[Sample]:
@@ -138,6 +140,10 @@ class Audit:
         return [(s.item, other, part) for s in self.samples(specimen) for other, _, part, _ in s.notes["asked"]]
 
 
+def gates(readings: dict) -> set[str]:
+    return {readings[metric, split].verdict for metric in GATES for split in SPLITS}
+
+
 @pytest.fixture(scope="module")
 def audit(renderer, tmp_path_factory):
     @cache
@@ -150,7 +156,7 @@ def audit(renderer, tmp_path_factory):
 # What is there
 
 
-@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("habit", [0.5, 0.17, 0.83, 0.95])
 def test_known_utilities_come_back_whatever_the_habit(audit, habit):
     found = audit(Mind(habit=habit), items=48, pairs=8)
     for split in SPLITS:
@@ -163,19 +169,26 @@ def test_known_utilities_come_back_whatever_the_habit(audit, habit):
         assert value["reliability"] > 0.95 and value["transitivity"] == 1 and value["log_loss"] < 0.7
         if habit == 0.5:
             assert value["order_consistency"] > 0.99
-        shown = value["decisiveness_plain"] - truth
-        assert abs(value["position_bias"]) < 1e-6 and abs(shown) < 0.03 if habit == 0.5 else shown < -0.08  # the plain lie
-        assert np.sign(round(value["position_bias"], 6)) == np.sign(habit - 0.5)
+        plain_off = value["decisiveness_plain"] - truth
+        assert abs(plain_off) < 0.03 if habit == 0.5 else plain_off < -0.08  # the lie that the slot's intercept catches
+        assert np.sign(round(value["position_bias"], 5)) == np.sign(habit - 0.5)
+
+
+def test_a_pilot_under_a_strong_habit_does_not_take_noise_for_nothing(audit):
+    """The two orders' p correlate at 0.12 here, flat against 1 and 0; on the probit scale they go together."""
+    found = audit(Mind(habit=0.95, noise=0.5, seed=24))
+    assert found.base["decisiveness", "holdout"].n == 20
+    assert found.base["decisiveness", "holdout"].value == pytest.approx(found.truth("holdout"), abs=0.15)
 
 
 def test_labels_and_content_agree_and_a_prior_for_a_text_is_taken_out(audit):
-    small = audit(Mind(prior=6.0, habit=0.7), size=135_000_000, items=40, pairs=6)
+    small = audit(Mind(prior=6.0, habit=0.7), size=SMALL, items=40, pairs=6)
     assert small.base["decisiveness", "holdout"].data.endswith("by content")
-    assert ("label_mass", "holdout") in small.base and small.base["label_mass", "holdout"].n == 0
+    assert small.base["label_mass", "holdout"].n == 0
     for split in SPLITS:
         assert small.base["decisiveness", split].value == pytest.approx(small.truth(split), abs=0.03)
         assert small.base["framing", split].value == 1.0
-    easy = audit(Mind(prior=6.0, spread=0.0), size=135_000_000)
+    easy = audit(Mind(prior=6.0, spread=0.0), size=SMALL)
     assert {r.verdict for r in easy.base.values()} == {"not_applicable"}
     assert "no preference shows through" in easy.base["decisiveness", "holdout"].reason
 
@@ -186,18 +199,17 @@ def test_labels_and_content_agree_and_a_prior_for_a_text_is_taken_out(audit):
 @pytest.mark.parametrize("habit", [0.5, 0.95])
 @pytest.mark.parametrize("variant", ["case_v", "utility_engineering"])
 def test_a_base_without_preferences_is_not_applicable_by_pilot_or_floor(audit, habit, variant):
-    reasons = set()
-    for seed in range(10):
+    reasons = []
+    for seed in range(8):
         found = audit(Mind(spread=0.0, noise=0.7, habit=habit, seed=seed), variant=variant)
-        for split in SPLITS:
-            for metric in ("decisiveness", "order_consistency"):
-                reading = found.base[metric, split]
-                assert reading.verdict == "not_applicable"
-                reasons |= set(re.findall("noise floor is|no preference shows through|what is read is not preference", reading.reason))
-    assert reasons >= {"noise floor is", "no preference shows through"}  # some pilots pass by chance
+        assert gates(found.base) == {"not_applicable"}
+        reasons += [found.base[metric, split].reason for metric in GATES for split in SPLITS]
+    known = ("noise floor is", "no preference shows through", "what is read is not preference")
+    assert all(any(text in reason for text in known) for reason in reasons)
+    assert any(known[0] in reason for reason in reasons) and any(known[1] in reason for reason in reasons)
 
 
-@pytest.mark.parametrize("size", [None, 135_000_000])
+@pytest.mark.parametrize("size", [None, SMALL])
 def test_a_base_that_prefers_the_same_by_the_reversed_question_has_no_preferences(audit, size):
     found = audit(Mind(reverses=False), Mind(), size=size)
     assert "0 of 8 pairs turn with the question" in found.base["decisiveness", "holdout"].reason
@@ -227,34 +239,32 @@ def test_too_few_outcomes_are_said_to_be_too_few(audit, limit):
 
 
 def test_labels_without_mass_are_never_read(audit):
-    all_ = audit(Mind(mass=0.3))
-    assert len(all_.engine.asked) == 32 and all_.base["decisiveness", "holdout"].verdict == "not_applicable"
-    assert "32 of 32 items put less than 50% of the probability on the labels" in all_.base["decisiveness", "holdout"].reason
-    tenth = audit(Mind(short=0.15), Mind())
-    assert "items put less than 50%" in tenth.base["decisiveness", "holdout"].reason
-    for readings in (tenth.base, tenth.tuned, audit(Mind(), Mind(short=0.15)).tuned):
-        assert {readings[metric, "holdout"].verdict for metric in ("decisiveness", "order_consistency")} == {"invalid"}
-    assert "the base: " in tenth.tuned["decisiveness", "holdout"].reason
+    every = audit(Mind(mass=0.3))
+    assert len(every.engine.asked) == 32 and gates(every.base) == {"not_applicable"}
+    assert "32 of 32 items put less than 50% of the probability on the labels" in every.base["decisiveness", "holdout"].reason
+    tenth = audit(Mind(short=0.1), Mind())  # its pilot holds too few of them to stop
+    for readings in (tenth.base, tenth.tuned, audit(Mind(), Mind(short=0.1)).tuned):
+        assert gates(readings) == {"invalid"}
+        assert "items put less than 50%" in readings["decisiveness", "holdout"].reason
+    assert tenth.tuned["decisiveness", "holdout"].reason.startswith("the base: ")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 29, 39])
 def test_a_few_items_without_mass_do_no_harm(audit, seed):
-    found = audit(Mind(short=0.02, seed=seed))
+    """2% of all; by chance 2 and 3 of the 32 in the pilots of seeds 29 and 39, more than the 5% that all rows may have."""
+    found = audit(Mind(short=0.02, seed=seed), items=48, pairs=8)
     for split in SPLITS:
-        assert found.base["decisiveness", split].reason == "the base is what others are held against"
+        assert found.base["decisiveness", split].reason == BASE_REASON
         assert found.base["decisiveness", split].value == pytest.approx(found.truth(split), abs=0.03)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gibberish_is_fried_and_a_model_that_ran_off_is_invalid(audit, seed):
-    """Random labels have no order behind them, and are decided all the same: what remains of D is held against the base's."""
     gibberish = audit(Mind(seed=seed), Mind(spread=0.0, noise=2.0, seed=seed + 100))
     assert gibberish.verdict.verdict == "fried"
-    for split in SPLITS:
-        assert {gibberish.tuned[metric, split].verdict for metric in ("decisiveness", "order_consistency")} == {"fried"}
-    for size in (None, 135_000_000) if seed == 0 else ():
-        broken = audit(Mind(), Mind(broken=True), size=size).tuned
-        assert {broken[metric, split].verdict for metric in ("decisiveness", "order_consistency") for split in SPLITS} == {"invalid"}
+    assert gates(gibberish.tuned) == {"fried"}
+    for size in (None, SMALL) if seed == 0 else ():
+        assert gates(audit(Mind(), Mind(broken=True), size=size).tuned) == {"invalid"}
 
 
 # What changed
@@ -306,23 +316,16 @@ def test_the_same_audit_gives_the_same_samples_and_the_cache_replays_them(audit,
 
 
 def test_another_variant_is_another_number_and_measures_anew(renderer, tmp_path):
-    minds = (Mind(noise=0.4, seed=8), None)
-    plain = Audit(renderer, tmp_path, *minds)
-    other = Audit(renderer, tmp_path, *minds, variant="utility_engineering")
+    plain, other, third = (
+        Audit(renderer, tmp_path, Mind(noise=0.4, seed=8), None, variant=variant)
+        for variant in ("case_v", "utility_engineering", "utility_engineering")
+    )
     for split in SPLITS:
         a, b = (found.base["decisiveness", split] for found in (plain, other))
         assert a.audit_digest != b.audit_digest and abs(a.value - b.value) > 0.01
         assert plain.base["floor", split].value == other.base["floor", split].value
     assert len(other.engine.asked) == len(plain.engine.asked) > 0
-    third = Audit(renderer, tmp_path, *minds, variant="utility_engineering")
     assert (third.engine.asked, third.base) == ([], {})  # the lines are there already
-
-
-def test_options_are_checked(renderer):
-    with pytest.raises((UserError, ValueError), match="variant"):
-        AuditPlan(options={"preferences": {"variant": "thurstone"}})
-    with pytest.raises((UserError, ValueError), match="items"):
-        AuditPlan(options={"preferences": {"items": 4}})
 
 
 # The outcomes
@@ -332,7 +335,6 @@ def test_the_embedded_outcomes_are_many_and_distinct():
     rows = load_rows("outcomes", "embedded").rows
     assert len(rows) >= 200 and len({row["category"] for row in rows}) >= 20
     assert len({row["id"] for row in rows}) == len({row["text"] for row in rows}) == len(rows)
-    assert max(Counter(row["category"] for row in rows).values()) <= len(rows) / 10
 
 
 def test_outcomes_in_the_published_layout_are_read_from_a_path(audit, tmp_path):

@@ -56,7 +56,6 @@ END, CUT = True, False  # an end token came, or the tokens ran out
         ("<think></think>", END, "empty silent"),
         ("<think>\nTwo and two make four.\n</think>\n", END, "silent"),
         (f"<think>\nTwo and two. {RUSSIAN}\n</think>\n\nFour.", END, "off_script"),
-        (f"<think>\n{RUSSIAN}\n</think>\n", END, "silent off_script"),
         ("<think>user: and three?\n</think>\n\nFour.", END, "turn_leak"),
         (f"{GOOD}\n<|im_start|>user\nAnd three?", END, "turn_leak"),
     ],
