@@ -108,7 +108,10 @@ class NgramIndex:
     def __init__(self, documents: Iterable[Sequence[int]], size: int):
         self.size = size
         parts = [ngram_hashes(ids, size) for ids in documents if len(ids) >= size]
-        self.hashes = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+        hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        del parts
+        hashes.sort()  # in place; np.unique would keep several copies
+        self.hashes = hashes[np.append(True, hashes[1:] != hashes[:-1])] if len(hashes) else hashes
 
     @property
     def megabytes(self) -> float:

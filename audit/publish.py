@@ -108,7 +108,8 @@ class Publisher:
             for reading in chosen:
                 values.update(_logged(reading))
             if specimen == "prompted":  # no point of the curve: it stands beside it
-                run.summary.update({f"prompted/{key.partition('/')[2]}": v for key, v in values.items() if key.startswith("audit/")})
+                read = {k.partition("/")[2]: v for k, v in values.items() if k.startswith("audit/")}
+                run.summary.update({f"prompted/{name}": v for name, v in read.items()})
             elif values:
                 run.log({"tokens_seen": chosen[0].tokens_seen, "step": chosen[0].step, **values})
         self._state["readings"] = len(rows)

@@ -112,7 +112,8 @@ def _audit_lines(resolved: Resolved, audit: AuditPlan, found: list[StagePlan]) -
         if name == "drift":  # its follow-up reads two replies an item, with the adapter and without
             old += 4 * (new + sum(len(one.request.prompt_ids) for one in asked))
         generated, scored = generated + new, scored + old
-        lines.append(f"audit       {name}: {len(asked)} requests, {measure(name).data(context)}")
+        size = f"; index about {_index_megabytes(found):.1f} MB" if name == "leakage" else ""
+        lines.append(f"audit       {name}: {len(asked)} requests, {measure(name).data(context)}{size}")
     seconds = generated / GENERATED + scored / SCORED
     if found:
         specimens = 1 + sum(one.checkpoints for one in found)
@@ -124,6 +125,11 @@ def _audit_lines(resolved: Resolved, audit: AuditPlan, found: list[StagePlan]) -
         f"about {sum(map(_training_seconds, found)) / 60:.0f} min"
     )
     return lines
+
+
+def _index_megabytes(found: list[StagePlan]) -> float:
+    """Of the leakage measure: two indexes, 8 bytes a token each."""
+    return sum(one.linted.loss_tokens for one in found if one.linted) * 2 * 8 / 1e6
 
 
 def _training_seconds(found: StagePlan) -> float:
