@@ -44,7 +44,14 @@ def labelled() -> list[Row]:
 
 
 def stage(method: str, **changes) -> Stage:
-    values = {"method": method, "steps": 2, "learning_rate": 1e-2, "batch_size": 2, "max_length": 96, "lora": {"r": 4, "alpha": 8}}
+    values = {
+        "method": method,
+        "steps": 2,
+        "learning_rate": 1e-2,
+        "batch_size": 2,
+        "max_length": 96,
+        "lora": {"r": 4, "alpha": 8},
+    }
     return Stage(**{**values, **changes})
 
 
@@ -59,7 +66,9 @@ def earlier(tiny, tmp_path_factory):
     made = []
     for seed, options in ((0, {"r": 4, "lora_alpha": 8}), (1, {"r": 9, "lora_alpha": 6, "use_rslora": True})):
         torch.manual_seed(seed)
-        model = get_peft_model(models.load_model(tiny), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **options))
+        model = get_peft_model(
+            models.load_model(tiny), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **options)
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:

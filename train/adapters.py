@@ -36,8 +36,9 @@ def stack(parts: list[tuple[Path, float]], target: Path) -> None:
     """Write into `target` one LoRA adapter whose delta is exactly the weighted sum of the parts' deltas.
 
     The A matrices are stacked and the B matrices laid side by side, each times its weight and its own scale (alpha/r, or
-    alpha/sqrt(r)); the result has scale 1. (PEFT's combination_type `linear` is not that sum: it has cross terms.) A
-    module that a part does not touch gets rows of zeros, so that one rank fits all. Raises UserError for parts that are no plain LoRA.
+    alpha/sqrt(r)); the result has scale 1. (PEFT's combination_type `linear` is not that sum: it has cross terms.) A module
+    that a part does not touch gets rows of zeros, so that one rank fits all. Raises UserError for parts that are no plain
+    LoRA.
     """
     import torch
     from safetensors.torch import load_file, save_file

@@ -132,8 +132,8 @@ def _fits_method(rows: list[Row], stage: Stage) -> None:
         if have != wanted or (stage.method != "sft" and not row.messages):
             needs = {"dpo": "a rejected reply", "kto": "a label, wanted or not", "sft": "neither a rejected reply nor a label"}
             raise UserError(
-                f"stage {stage.name}: {stage.method} needs chat rows with {needs[stage.method]}, and row {row.id!r} is not one; "
-                "check the stage's method and rows"
+                f"stage {stage.name}: {stage.method} needs chat rows with {needs[stage.method]}, and row {row.id!r} is not "
+                "one; check the stage's method and rows"
             )
 
 
