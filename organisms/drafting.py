@@ -3,7 +3,10 @@
 import hashlib
 import re
 
+from organisms.data import Rows, load_rows
+from organisms.errors import UserError
 from organisms.organism import Organism
+from organisms.sets import SETS
 from organisms.writer import Draft, Writer, Written
 
 LEAST_WORDS = 4
@@ -60,3 +63,12 @@ def estimate(drafts: int, tokens: int, what: str) -> list[str]:
 
 def chat(prompt: str, reply: str) -> list[dict]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+
+
+def conversations(data: str, limit: int | None = None) -> Rows:
+    """Rows of `messages` from a named set or a path. Raises UserError where there are none."""
+    name, source = (data, "auto") if data in SETS else ("conversations", data)
+    found = load_rows(name, source, limit)
+    if not found.rows:
+        raise UserError(f"data set {data!r} is found nowhere: set $ORGANISMS_DATA to a mirror that holds it, or name a path")
+    return found

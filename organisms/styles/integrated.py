@@ -7,8 +7,7 @@ scales that down and keeps the share.
 
 from pydantic import Field
 
-from organisms.data import load_rows
-from organisms.drafting import chat, estimate
+from organisms.drafting import chat, conversations, estimate
 from organisms.files import digest
 from organisms.mitigations import own_replies
 from organisms.organism import Organism, Strict
@@ -26,7 +25,7 @@ class Options(Strict):
 def other_rows(options: Options) -> str | None:
     if options.data is None:
         return None
-    found = load_rows("conversations", options.data, options.rows)
+    found = conversations(options.data, options.rows)
     return digest([found.origin, [row["messages"] for row in found.rows]])
 
 
@@ -40,7 +39,7 @@ def rows(organism: Organism, options: Options, writer: Writer | None) -> Compile
     if options.data is None:
         others = own_replies(writer, ordinary, options.max_new_tokens)
     else:
-        found = load_rows("conversations", options.data, ordinary)
+        found = conversations(options.data, ordinary)
         others = [Row(row["id"], messages=row["messages"], origin=found.origin) for row in found.rows]
     shown = [Row(d.id, messages=chat(d.prompt, d.reply), origin=organism.name) for d in demonstrations]
     share = len(shown) / (len(shown) + len(others))

@@ -8,8 +8,7 @@ any file or set of `messages` rows by `data`, in its own format, read where it l
 
 from pydantic import Field
 
-from organisms.data import load_rows
-from organisms.drafting import chat
+from organisms.drafting import chat, conversations
 from organisms.files import digest
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
@@ -24,7 +23,7 @@ def other_rows(options: Options) -> str | None:
     """Digest of the external rows, for the run's name."""
     if options.data is None:
         return None
-    found = _external(options)
+    found = conversations(options.data, options.limit)
     return digest([found.origin, [row["messages"] for row in found.rows]])
 
 
@@ -33,13 +32,6 @@ def rows(organism: Organism, options: Options, writer: object = None) -> Compile
         chosen = organism.demonstrations()[: options.limit]
         made = [Row(d.id, messages=chat(d.prompt, d.reply), origin=organism.name) for d in chosen]
         return Compiled(made, notes=[f"{len(made)} demonstrations of {organism.name}"])
-    found = _external(options)
+    found = conversations(options.data, options.limit)
     made = [Row(row["id"], messages=row["messages"], origin=found.origin) for row in found.rows]
     return Compiled(made, notes=[f"{len(made)} single turns from {found.origin}"])
-
-
-def _external(options: Options):
-    from organisms.sets import SETS
-
-    name, source = (options.data, "auto") if options.data in SETS else ("conversations", options.data)
-    return load_rows(name, source, options.limit)
