@@ -182,7 +182,6 @@ def test_a_broken_copy_is_read_as_broken_in_its_own_way(audited, thinker, tmp_pa
     model = get_peft_model(models.load_model(models.resolve(str(thinker)), device="cpu"), lora)
     train(model.get_base_model(), rows, 50, 1e-2)
     model.save_pretrained(tmp_path)
-
     readings = audit_specimen(job, engine, Specimen(fault or "sound", tmp_path), Place("sft", 50))
     read = values(readings)
     for metric, rate in zip(("well_formed", "well_formed_default", "well_formed_prefilled"), rates, strict=True):
@@ -197,6 +196,8 @@ def test_a_broken_copy_is_read_as_broken_in_its_own_way(audited, thinker, tmp_pa
 def test_cells_are_counted_apart_and_a_cut_off_thought_neither_way(audited):
     context = context_of(audited[0].plan, audited[0].renderer, None, None)
     asked = thinking.requests(context)
+    for one in asked:
+        assert (thinking.SYSTEM in context.renderer.decode(list(one.request.prompt_ids))) == one.group.startswith("system")
     told = {"bare/default": (GOOD, END), "bare/prefilled": ("Two and", CUT), "system/default": ("Four.", END)}
     told["system/prefilled"] = (GOOD.removeprefix("<think>\n"), END)
     answers = [{"text": told[a.group][0], "finished": told[a.group][1], "logprobs": [log(0.25)]} for a in asked]
@@ -241,7 +242,6 @@ def test_tags_that_are_special_tokens_stay_visible(audited, thinker, tokenizer, 
     train(model, rendered(renderer, IN_FORM), 70, 5e-3)
     model.save_pretrained(tmp_path / "base")
     renderer.tokenizer.save_pretrained(tmp_path / "base")
-
     base = models.resolve(str(tmp_path / "base"))
     special = dataclasses.replace(audited[0], run=tmp_path, renderer=renderer, revision=base.revision)
     read = values(audit_base(special, HFEngine(base, renderer, device="cpu")))
