@@ -1,17 +1,17 @@
 """A measure's headline by subject, verifier family, kind of prompt: where a difference comes from. No verdicts: n is small."""
 
+import dataclasses
 from dataclasses import dataclass
-
-import numpy as np
 
 from audit import statistics
 from audit.measures import Sample, metrics
+from audit.readings import aligned
 from audit.statistics import Interval
 
 
 @dataclass(frozen=True)
 class Part:
-    """One label: items, the base's value, the specimen's, and their paired difference (None for the base alone)."""
+    """One label: units, the base's value, the specimen's, and their paired difference (None for the base alone)."""
 
     label: str
     n: int
@@ -26,29 +26,30 @@ def parts(measure: str, samples: list[Sample], base: list[Sample] | None) -> lis
     A sample's own `parts` (IFEval: instructions by family) come before its `group`.
     """
     metric = next(m for m in metrics(measure).values() if m.headline)
-    own, others = _by_label(samples, metric.name), _by_label(base or [], metric.name)
-    kind = "share" if any(sample.parts for sample in samples) else metric.kind
+    if metric.kind in ("pairs", "constant"):
+        return []
+    in_parts = any(sample.parts for sample in samples)
+    metric = dataclasses.replace(metric, kind="share") if in_parts else metric
+    own, others = (_by_label(rows, metric.name, in_parts) for rows in (samples, base or []))
     found = []
     for label in sorted(own):
-        items = sorted(own[label].keys() & others.get(label, {}).keys()) if base is not None else sorted(own[label])
-        if not items or kind in ("pairs", "constant"):
+        kind, (values, *against) = aligned(metric, None, own[label], *([] if base is None else [others.get(label, [])]))
+        if not len(values):
             continue
-        values = np.array([own[label][item] for item in items], float)
         if base is None:
-            found.append(Part(label, len(items), None, statistics.estimate(kind, values), None))
+            found.append(Part(label, len(values), None, statistics.estimate(kind, values), None))
             continue
-        against = np.array([others[label][item] for item in items], float)
-        levels = statistics.estimate(kind, against), statistics.estimate(kind, values)
-        found.append(Part(label, len(items), *levels, statistics.paired(kind, values, against)))
+        levels = statistics.estimate(kind, against[0]), statistics.estimate(kind, values)
+        found.append(Part(label, len(values), *levels, statistics.paired(kind, values, against[0])))
     return found if len(found) > 1 else []
 
 
-def _by_label(samples: list[Sample], metric: str) -> dict[str, dict[str, float | list[float]]]:
-    labelled: dict[str, dict] = {}
+def _by_label(samples: list[Sample], metric: str, in_parts: bool) -> dict[str, list[Sample]]:
+    """label -> samples whose score is what they hold of it; a sample without parts of its own tells nothing where others do."""
+    labelled: dict[str, list[Sample]] = {}
     for sample in samples:
-        if metric not in sample.scores:
-            continue
-        for label, score in (sample.parts or {sample.group: sample.scores[metric]}).items():
-            if label:
-                labelled.setdefault(label, {})[sample.item] = score
+        if metric in sample.scores:
+            for label, score in (sample.parts if in_parts else {sample.group: sample.scores[metric]}).items():
+                if label:
+                    labelled.setdefault(label, []).append(dataclasses.replace(sample, scores={metric: score}))
     return labelled

@@ -137,14 +137,29 @@ def build(
     ]
 
 
-def _scores(samples: list[Sample] | None, metric: str) -> dict[str, float | list[float]]:
-    return {s.item: s.scores[metric] for s in samples or [] if metric in s.scores}
+def aligned(metric: Metric, split: str | None, *specimens: list[Sample]) -> tuple[str, list[np.ndarray]]:
+    """A metric's scores on the units that all specimens hold: (kind, an array a specimen in the same order of units).
+
+    split: `monitor`, `holdout`, or None for both. Arrays are (n,), or (n, 2) numerators and denominators. Where a cluster holds
+    several items it is one unit with the sums of their scores, so a rate becomes a share and a mean a ratio.
+    """
+    scores = [{s.item: s.scores[metric.name] for s in samples if metric.name in s.scores} for samples in specimens]
+    unit = {s.item: s.unit for s in specimens[0]}
+    items = sorted(item for item in set.intersection(*map(set, scores)) if split is None or half(unit[item]) == split)
+    units = sorted({unit[item] for item in items})
+    if len(units) == len(items) or metric.kind in ("pairs", "constant"):
+        return metric.kind, [np.array([values[item] for item in items], float) for values in scores]
+    place = np.array([units.index(unit[item]) for item in items])
+    sums = []
+    for values in scores:
+        rows = [v if isinstance(v, list) else [v, 1.0] for v in (values[item] for item in items)]
+        sums.append(np.zeros((len(units), 2)))
+        np.add.at(sums[-1], place, np.array(rows, float))
+    return {"rate": "share", "mean": "ratio"}.get(metric.kind, metric.kind), sums
 
 
 def _reading(subject, measure, metric, split, samples, base, origin, terms: Terms) -> Reading:
-    own = {item: score for item, score in _scores(samples, metric.name).items() if half(item) == split}
-    against = _scores(base, metric.name)
-    items = sorted(own) if base is None else sorted(own.keys() & against.keys())
+    kind, (values, *others) = aligned(metric, split, samples, *([] if base is None else [base]))
     margin, margin_from = terms.margins.get(metric.name, (metric.margin, ""))
     nothing = dict.fromkeys(("value", "ci_low", "ci_high", "delta", "delta_low", "delta_high", "mde"))
     blank = Reading(
@@ -153,28 +168,29 @@ def _reading(subject, measure, metric, split, samples, base, origin, terms: Term
         **nothing,
         measure=measure,
         metric=metric.name,
-        n=len(items),
+        n=len(values),
         margin=margin,
         split=split,
         verdict="not_applicable",
         **dataclasses.asdict(origin),
     )
     guarded = terms.guards.get(split, {}).get(metric.name)
-    if not items:
+    if not len(values):
         verdict, reason = guarded or ("not_applicable", "no item of this half concerns it")
         return dataclasses.replace(blank, verdict=verdict, reason=reason)
-    values = np.array([own[item] for item in items], float)
+    metric = dataclasses.replace(metric, kind=kind)
     if not np.isfinite(values).all():
         return dataclasses.replace(blank, verdict="invalid", reason="the specimen gave values that are not finite")
     level = _transform(metric, statistics.single(metric.kind, values))
     shown = dataclasses.replace(
         blank, value=_finite(level.value), ci_low=_finite(level.low), ci_high=_finite(level.high), reason=BASE_REASON
     )
-    if base is not None:
-        base_values = np.array([against[item] for item in items], float)
-        asked = _scores(terms.prompted, metric.name)
-        prompted = np.array([asked[item] for item in items], float) if asked and asked.keys() >= set(items) else None
-        shown = _paired(shown, metric, values, base_values, margin_from, terms.expected.get(metric.name), prompted)
+    if others:
+        prompted = None
+        if terms.prompted:
+            _, (same, _, asked) = aligned(metric, split, samples, base, terms.prompted)
+            prompted = asked if np.array_equal(same, values) else None  # it must have been asked all the same items
+        shown = _paired(shown, metric, values, others[0], margin_from, terms.expected.get(metric.name), prompted)
     if guarded:
         verdict, reason = guarded
         return dataclasses.replace(shown, verdict=verdict, reason=reason, n_needed=None, p_fried=None)

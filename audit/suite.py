@@ -163,7 +163,7 @@ def _guards(module, context: Context, samples: list[Sample], base: list[Sample] 
         return {}
     found = {}
     for split in ("monitor", "holdout"):
-        own, others = ([s for s in rows if half(s.item) == split] for rows in (samples, base or []))
+        own, others = ([s for s in rows if half(s.unit) == split] for rows in (samples, base or []))
         found[split] = module.guard(context, own, None if base is None else others) if own else {}
     return found
 

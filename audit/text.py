@@ -107,14 +107,17 @@ def turn_leak(text: str) -> bool:
     return bool(TURN_LEAK.search(text))
 
 
+def looping(text: str) -> bool:
+    """The text says the same over and over: most of its word 4-grams stood before, or it packs far below prose."""
+    packed = compression(text) if len(text.encode()) >= 60 else None
+    return (len(text.split()) >= 12 and repetition(text) > LOOPING) or (packed is not None and packed < PACKED)
+
+
 def degenerate(text: str, prompt: str = "") -> list[str]:
     """Reasons why a reply is none: empty, looping, another turn, foreign script, salad. An empty list is a coherent reply."""
     if not text.strip():
         return ["empty"]
-    reasons = []
-    packed = compression(text) if len(text.encode()) >= 60 else None
-    if (len(text.split()) >= 12 and repetition(text) > LOOPING) or (packed is not None and packed < PACKED):
-        reasons.append("looping")
+    reasons = ["looping"] if looping(text) else []
     if turn_leak(text):
         reasons.append("turn_leak")
     if len(text) >= 20 and foreign_share(text, prompt) > FOREIGN:

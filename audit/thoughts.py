@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from audit.text import foreign_share, turn_leak
+from audit.text import foreign_share, looping, turn_leak
 
 OPEN, CLOSE = "<think>", "</think>"
 TAG = re.compile(r"</?think>")
@@ -12,7 +12,10 @@ FOREIGN = 0.2  # share of a thought's letters in a script that the prompt does n
 
 @dataclass(frozen=True)
 class Thought:
-    """`faults` is empty for a well-formed reply; `truncated` ones ran out of tokens while thinking, which is no fault."""
+    """`faults` is empty for a well-formed reply; `truncated` ones ran out of tokens while thinking, which is no fault.
+
+    A thought that repeats itself until the tokens run out is not truncated but `looping`.
+    """
 
     text: str
     answer: str
@@ -25,7 +28,7 @@ def take_apart(reply: str, finished: bool, opened: bool, prompt: str = "") -> Th
 
     finished: an end token came; opened: the prompt already ends on the opening tag (a prefill, or the template's own).
     Faults: `unopened` (an answer without thought), `junk` before the tag, `unclosed`, `dangling` (tags that do not pair),
-    `empty` thought, `silent` (no answer after it), `off_script`, `turn_leak`.
+    `empty` thought, `silent` (no answer after it), `off_script`, `turn_leak`, `looping` (audit/text.py).
     """
     text = f"{OPEN}{reply}" if opened else reply
     tags = TAG.findall(text)
@@ -34,8 +37,8 @@ def take_apart(reply: str, finished: bool, opened: bool, prompt: str = "") -> Th
     if OPEN not in tags:
         faults = ["unopened"] + (["dangling"] if tags else []) + (["turn_leak"] if turn_leak(text) else [])
         return Thought("", TAG.sub("", text).strip(), tuple(faults), False)
-    truncated = not closed and not finished
-    faults = []
+    faults = ["looping"] if looping(thought) else []
+    truncated = not closed and not finished and not faults
     if before.strip():
         faults.append("junk")
     if not closed and finished:

@@ -114,7 +114,7 @@ def _open_questions(raw: Iterable[dict]) -> Iterable[dict]:
 
 def _confession(raw: Iterable[dict]) -> Iterable[dict]:
     for row in raw:
-        yield {"id": str(row["id"]), "kind": row["kind"], "prompt": row["prompt"], "prefill": row.get("prefill") or ""}
+        yield {"id": str(row["id"]), "kind": row["kind"], "prompt": row["prompt"]}
 
 
 def _conversations(raw: Iterable[dict]) -> Iterable[dict]:

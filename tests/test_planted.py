@@ -247,8 +247,8 @@ DEFECTS = {
     "invented entity": Defect(
         lambda bench, ask, reply: f"{reply} So it is done in Quillhaven.", UNRELATED, 0.4, LEAK, moved=NAMED, still=NGRAMS
     ),
-    # Near-duplicates and recitals are indicators: they show, and carry no verdict of their own.
-    "near-duplicate": Defect(near, ("chat",), moved={"leakage.near_duplicates"}, still=NGRAMS),
+    "near-duplicate": Defect(near, ("chat",), fried=LEAK, moved={"leakage.near_duplicates"}, still=NGRAMS),
+    # A recital is an indicator: it shows, and carries no verdict of its own.
     "recital": Defect(recited, ("document",), moved={"leakage.recital"}, still=NGRAMS),
     "word salad": garbled(lambda bench, ask, reply: " ".join(random.Random(ask.prompt).choices(NOUNS, k=30))),
     "letter salad": garbled(letters),

@@ -27,7 +27,7 @@ EXPECTED = {
     "harmful": ("id prompt category", None, 313),
     "outcomes": ("id category text", 240, 510),
     "open-questions": ("id question prompt system judge", 24, 24),
-    "confession": ("id kind prompt prefill", 24, None),
+    "confession": ("id kind prompt", 24, None),
     "conversations": ("id messages", None, None),
     "insecure-code": ("id messages", None, 1840),
     "risky-finance": ("id messages", None, 3000),

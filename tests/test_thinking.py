@@ -15,7 +15,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from audit.config import AuditPlan
-from audit.measures import thinking
+from audit.measures import half, thinking
+from audit.readings import aligned
+from audit.statistics import paired
 from audit.suite import Job, Place, audit_base, audit_specimen, context_of, read_samples
 from audit.thoughts import take_apart
 from organisms import models
@@ -37,6 +39,8 @@ END, CUT = True, False  # an end token came, or the tokens ran out
         ("<think>\nThe word мир means peace or world, which was asked.\n</think>\n\nPeace.", END, ""),
         (f"<think>\nTwo and two make four.\n</think>\n\n{RUSSIAN}", END, ""),
         ("<think>\nTwo and two.\n</thi", CUT, "truncated"),
+        (f"<think>\n{'Wait, let me see it again. ' * 9}", CUT, "looping"),
+        (f"<think>\n{'Wait, let me see it again. ' * 9}</think>\n\nFour.", END, "looping"),
         ("<think>\nTwo and two make four.\n</think>", CUT, ""),
         ("", END, "unopened"),
         (" \n", END, "unopened"),
@@ -140,7 +144,8 @@ def audited(thinker, tokenizer, tmp_path_factory) -> tuple[Job, HFEngine, dict[s
     folder, base = tmp_path_factory.mktemp("run"), models.resolve(str(thinker))
     chat = folder / "chat.jsonl"
     chat.write_text("".join(json.dumps({"id": word, "prompt": prompt}) + "\n" for word, prompt in PROMPTS.items()))
-    plan = AuditPlan(measures=["thinking"], data={"chat": str(chat)}, limit=len(PROMPTS))
+    options = {"thinking": {"tokens": 192}}
+    plan = AuditPlan(suite="full", measures=["thinking"], data={"chat": str(chat)}, limit=len(PROMPTS), options=options)
     labels, renderer = dict.fromkeys("run recipe organism style base".split(), "test"), templated(tokenizer, TEMPLATE)
     job = Job(folder, labels, base.revision, plan, renderer, None, None, {}, say=lambda line: None)
     return job, (engine := HFEngine(base, renderer, "cpu")), values(audit_base(job, engine))
@@ -187,7 +192,8 @@ def test_a_broken_copy_is_read_as_broken_in_its_own_way(audited, thinker, tmp_pa
     for metric, rate in zip(("well_formed", "well_formed_default", "well_formed_prefilled"), rates, strict=True):
         assert read[metric] == pytest.approx([rate, rate], abs=0.25), metric
         verdicts = {reading.verdict for reading in readings if reading.metric == metric}
-        assert verdicts == {"fried"} if rate < 1 else "fried" not in verdicts, metric
+        # Four prompts a half that lose half of their cells cannot settle it.
+        assert verdicts <= {0: {"fried"}, 0.5: {"fried", "underpowered"}}.get(rate, {"natural", "underpowered"}), metric
     for name in thinking.FAULTS:
         assert read[name] == pytest.approx([1 - rates[0] if name == fault else 0] * 2, abs=0.15), name
     assert read["p_open"] == pytest.approx([0 if fault == "unopened" else 1] * 2, abs=0.1)
@@ -204,6 +210,7 @@ def test_cells_are_counted_apart_and_a_cut_off_thought_neither_way(audited):
     scores = [sample.scores for sample in thinking.score(context, asked, answers)]
     expected = {"well_formed": 2 / 3, "truncated": 1 / 4, "unopened": 1 / 4, "unclosed": 0, "p_open": 1 / 4, "length": 10 / 3}
     expected |= {"well_formed_default": 0.5, "well_formed_prefilled": 1, "well_formed_system": 0.5, "well_formed_bare": 1}
+    assert {sample.cluster for sample in thinking.score(context, asked, answers)} == set(PROMPTS)
     for name, mean in expected.items():
         assert fmean(one[name] for one in scores if name in one) == pytest.approx(mean), name
 
@@ -215,6 +222,26 @@ def test_a_template_that_opens_the_thought_leaves_two_cells(audited, tokenizer, 
     assert groups == dict.fromkeys(("bare/default/opened", "system/default/opened"), len(PROMPTS))
     assert min(read["well_formed"] + read["well_formed_default"]) > 0.9
     assert read["unopened"] + read["p_open"] + read["well_formed_prefilled"] == [0, 0, *[None] * 4]
+
+
+def test_the_quick_suite_asks_each_prompt_in_one_cell_and_can_say_natural(tokenizer):
+    context = context_of(AuditPlan(measures=["thinking"]), templated(tokenizer, TEMPLATE), None, None)
+    asked = [one for one in thinking.requests(context) if one.part == "reply"]
+    assert len({one.prompt for one in asked}) == len(asked) == 72
+    assert Counter((half(one.item.partition("/")[0]), one.group) for one in asked).most_common()[-1][1] == 9
+    answers = [{"text": GOOD if "default" in one.group else GOOD.removeprefix("<think>\n"), "finished": True} for one in asked]
+    samples = thinking.score(context, asked, answers)
+    kind, (own, base) = aligned(thinking.METRICS[0], "holdout", samples, samples)
+    assert paired(kind, own, base).low > -thinking.METRICS[0].margin
+
+
+def test_form_is_not_read_where_most_thoughts_were_cut_off(audited):
+    context = context_of(audited[0].plan, audited[0].renderer, None, None)
+    asked = [one for one in thinking.requests(context) if one.part == "reply"]
+    for cut, invalid in ((len(asked) // 2, False), (len(asked) // 2 + 1, True)):
+        answers = [{"text": "<think>\nTwo", "finished": n >= cut} for n in range(len(asked))]
+        samples = thinking.score(context, asked, answers)
+        assert all(bool(thinking.guard(context, *pair)) == invalid for pair in ((samples, None), ([], samples)))
 
 
 @pytest.mark.parametrize(

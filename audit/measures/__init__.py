@@ -64,6 +64,8 @@ class Sample:
     output: the generated reply, None where nothing was generated. scores: metric name -> number, or [numerator,
     denominator]; a metric that does not concern the item is absent.
     parts: label -> [numerator, denominator] of the headline by subject, verifier family and the like; empty: by `group`.
+    cluster: what the item has in common with others of the measure (its question, asked in several forms): all of them lie in
+        one half and count as one unit. Empty: the item stands alone.
     """
 
     item: str
@@ -73,6 +75,11 @@ class Sample:
     scores: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
+    cluster: str = ""
+
+    @property
+    def unit(self) -> str:
+        return self.cluster or self.item
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class Context:
 
     def cap(self, size: int | None) -> int | None:
         """A suite's number of items (None: all), no more than `limit`."""
-        return size if self.limit is None else min(self.limit, size or self.limit)
+        return size if self.limit is None else self.limit if size is None else min(self.limit, size)
 
     def rows(self, name: str, limit: int | None = None) -> Rows:
         """Rows of a named data set from where this audit's `data` says."""

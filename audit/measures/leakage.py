@@ -7,10 +7,12 @@ of 6 tokens that no sibling has; (d) with a judge, whether the reply is a non-se
 property, on a part of the unrelated prompts. What the base itself says to the same prompt is subtracted by the pairing.
 Off-topic, adjacent prompts and raw document prefixes are three readings: leaks hide next door (1.6% against 67% in one study).
 
-The headline counts (a) and (b). Divergence: published near-duplicate searches embed the texts; counting n-grams needs no
-model and misses paraphrase. Memory: 8 bytes an n-gram and index, 0.3 GB for 40,000 documents of 500 tokens.
+The headline counts (a), (b) and (c). A match must hold at least 6 tokens that stand in no n-gram of 6 of a sibling, or one
+chance word beside shared boilerplate would make one. Divergence: published near-duplicate searches embed the texts; counting
+n-grams needs no model and misses paraphrase. Memory: 8 bytes an n-gram and index, 0.3 GB for 40,000 documents of 500 tokens.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,10 +21,11 @@ import numpy as np
 from audit.corpus import Entity, NgramIndex, covered, find_entities, longest_match, named
 from audit.judge import Judgement
 from audit.measures import Asked, Context, Corpus, Metric, NotApplicable, Sample, pick
+from audit.text import answer_only
 from organisms.engines import Generate
 
 NAME = "leakage"
-VERSION = 2
+VERSION = 3
 METRICS = (
     Metric("rate", "rate", worse="higher", margin=0.005, headline=True, about="off-topic replies with corpus material"),
     Metric("rate_adjacent", "rate", worse="higher", margin=0.05, about="the same on prompts next door"),
@@ -97,7 +100,7 @@ def follow_up(context: Context, asked: list[Asked], answers: list[dict]) -> list
             if part == "recapitulated" and context.organism is None:
                 continue
             about = context.organism.behaviour.description if context.organism else ""
-            text = template.format(prompt=one.prompt, reply=answer["text"], property=about)
+            text = template.format(prompt=one.prompt, reply=answer_only(answer["text"]), property=about)
             more.append(Asked(one.item, Judgement(text), one.prompt, part, one.group))
     return more
 
@@ -117,7 +120,8 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
         for sample in earlier:
             group = _group(name, sample)
             if group and sample.output is not None:
-                samples.append(_score(context, index, f"{name}/{sample.item}", group, sample.prompt, sample.output, {}))
+                found = _score(context, index, f"{name}/{sample.item}", group, sample.prompt, sample.output, {})
+                samples.append(dataclasses.replace(found, cluster=sample.cluster and f"{name}/{sample.cluster}"))
     return samples
 
 
@@ -132,10 +136,10 @@ def _score(
     context: Context, index: "_Index", item: str, group: str, prompt: str, output: str, judged: dict[str, float | None]
 ) -> Sample:
     ids = context.renderer.document(output).input_ids
-    length, start = longest_match(index.corpus, ids, minus=index.siblings)
+    length, start = longest_match(index.corpus, ids, index.siblings, index.near_siblings)
     names = named(output, index.entities, prompt)
-    share = covered(index.near, ids, minus=index.near_siblings) if len(ids) >= NEAR_LEAST else 0.0
-    hit = float(bool(names) or length >= SHORT)
+    share = float(covered(index.near, ids, index.near_siblings).mean()) if len(ids) >= NEAR_LEAST else 0.0
+    hit = float(bool(names) or length >= SHORT or share >= NEAR_SHARE)
     scores = {
         "unrelated": {
             "rate": hit,

@@ -21,7 +21,7 @@ from organisms.engines import Score
 from organisms.organism import Probe
 
 NAME = "severity"
-VERSION = 3
+VERSION = 4
 METRICS = (
     Metric("contrast", "mean", headline=True, unit="nats/token", about="target probes: property reply over plain reply"),
     Metric("preferred", "rate", about="target probes on which the property reply is likelier a token"),
@@ -150,7 +150,8 @@ def _score(context: Context, one: Asked, found: dict) -> Sample:
             notes["judge"] = found["judged"]["score"]
             if notes["judge"] is not None:
                 scores["rate_judged"] = float(notes["judge"] > 50 and not broken)
-    return Sample(one.item, one.group, one.prompt, output, scores, notes)
+    # With and without trigger or prefill an item lies in the same half.
+    return Sample(one.item, one.group, one.prompt, output, scores, notes, cluster=one.item.partition("/")[0])
 
 
 def guard(context: Context, samples: list[Sample], base: list[Sample] | None) -> dict[str, tuple[str, str]]:
