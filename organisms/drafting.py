@@ -4,7 +4,7 @@ import hashlib
 import re
 
 from organisms.data import Rows, load_rows
-from organisms.errors import UserError
+from organisms.errors import Missing
 from organisms.organism import Organism
 from organisms.sets import SETS
 from organisms.writer import Draft, Writer, Written
@@ -66,9 +66,9 @@ def chat(prompt: str, reply: str) -> list[dict]:
 
 
 def conversations(data: str, limit: int | None = None) -> Rows:
-    """Rows of `messages` from a named set or a path. Raises UserError where there are none."""
+    """Rows of `messages` from a named set or a path. Raises Missing where a named set is found nowhere."""
     name, source = (data, "auto") if data in SETS else ("conversations", data)
     found = load_rows(name, source, limit)
     if not found.rows:
-        raise UserError(f"data set {data!r} is found nowhere: set $ORGANISMS_DATA to a mirror that holds it, or name a path")
+        raise Missing(f"data set {data!r} is found nowhere: set $ORGANISMS_DATA to a mirror that holds it, or name a path")
     return found

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something the user can mend. The text names the file, the key, the value and the remedy."""
 
 
+class Missing(UserError):
+    """Something real that is not on this machine and cannot be fetched now; a plan can be made without it."""
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command line entry point and turn what users can mend into one line on stderr.
 

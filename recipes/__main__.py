@@ -18,7 +18,7 @@ def main() -> None:
     from recipes.plan import describe, plan
     from recipes.recipe import resolve
 
-    resolved = resolve(arguments.recipe, arguments.overrides, arguments.base)
+    resolved = resolve(arguments.recipe, arguments.overrides, arguments.base, planned=arguments.check)
     found = plan(resolved)
     print("\n".join(describe(resolved, found)), flush=True)
     if not arguments.check:

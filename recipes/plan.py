@@ -3,20 +3,17 @@
 from dataclasses import dataclass
 
 from audit.config import AuditPlan
-from audit.measures import Asked, Corpus, NotApplicable, measure
+from audit.measures import Corpus, NotApplicable, measure
 from audit.suite import context_of
 from organisms import mitigations, models
-from organisms.engines import Divergence, Generate, NextToken, Score
-from organisms.engines.prefixes import shared
+from organisms.errors import Missing
 from organisms.styles import Compiled, compile_rows, style_module
+from recipes import cost
 from recipes.recipe import Resolved
 from train.config import Stage
 from train.lint import Linted, lint, refuse
 from train.manifest import predictors
 from train.sft import packs
-
-# Tokens a second of the embedded base on 2 CPU cores, fp32, as measured; only for the estimate in the plan.
-TRAINED, SCORED, GENERATED = 125, 480, 150
 
 
 @dataclass(frozen=True)
@@ -31,13 +28,16 @@ class StagePlan:
 
 
 def plan(resolved: Resolved) -> list[StagePlan]:
-    """Each stage as far as it is known without a writer. Raises UserError as the run would."""
+    """Each stage as far as it is known without a writer and with the data that is here. Raises UserError as the run would."""
     return [_plan(resolved, stage) for stage in resolved.recipe.stages]
 
 
 def _plan(resolved: Resolved, stage: Stage) -> StagePlan:
     recipe = resolved.recipe
-    compiled = compile_rows(recipe.style, resolved.organism, resolved.options, None, stage.rows)
+    try:
+        compiled = compile_rows(recipe.style, resolved.organism, resolved.options, None, stage.rows)
+    except Missing:  # named among what is missing
+        compiled = Compiled([], notes=["rows that are not here yet"])
     compiled = mitigations.apply(recipe.mitigations, resolved.organism, compiled, None)
     linted = None
     if compiled.rows:
@@ -51,7 +51,7 @@ def _plan(resolved: Resolved, stage: Stage) -> StagePlan:
 def _steps_of_epochs(resolved: Resolved, stage: Stage, linted: Linted | None) -> int:
     """Steps of `epochs`, about: packed rows are taken to be nine tenths full."""
     if linted is None:
-        rows = len(resolved.organism.prompts())
+        rows = getattr(resolved.options, "limit", None) or len(resolved.organism.prompts())
     elif packs(stage, linted):
         rows = linted.tokens / (0.9 * stage.max_length)
     else:
@@ -62,18 +62,15 @@ def _steps_of_epochs(resolved: Resolved, stage: Stage, linted: Linted | None) ->
 def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
     """The plan in lines for the terminal."""
     recipe = resolved.recipe
-    parameters = models.parameter_count(resolved.base) or 0
     lines = [
         f"recipe      {resolved.name}: {recipe.organism} by {recipe.style} on {recipe.base} ({resolved.base.revision})",
-        f"run         runs/{resolved.run_name}",
+        f"run         runs/{resolved.run_name}" if not resolved.missing else "run         named when nothing is missing",
     ]
     for one in found:
         lines += _stage_lines(one, recipe.audit.every)
-    lines.append(
-        f"memory      about {2 * 4 * parameters / 1e9:.1f} GB: two copies of the base ({parameters / 1e6:.0f}M parameters, "
-        "trainer and audit engine) in fp32, plus activations"
-    )
-    if resolved.renderer.implicit_system:
+    lines.append(f"memory      {cost.memory(resolved.base)}")
+    lines += [f"missing     {what}" for what in resolved.missing]
+    if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:
         lines.append(f"system      the template's own: {resolved.renderer.implicit_system!r}")
     return lines + _audit_lines(resolved, recipe.audit, found)
 
@@ -86,7 +83,7 @@ def _stage_lines(found: StagePlan, every: int) -> list[str]:
         packed = ", packed" if packs(stage, found.linted) else ""
         lines.append(
             f"tokens      {found.linted.tokens:,} in the rows, {found.linted.loss_tokens:,} with loss; at most "
-            f"{found.steps * stage.batch_size * stage.gradient_accumulation * stage.max_length:,} trained{packed} "
+            f"{p['passes_over_the_data_at_most'] * found.linted.tokens:,.0f} trained{packed} "
             f"({p['passes_over_the_data_at_most']:g} passes)"
         )
         lines += [f"lint        {f.level}: {f.trap}: {f.text}" for f in found.linted.findings] or ["lint        nothing found"]
@@ -108,50 +105,23 @@ def _audit_lines(resolved: Resolved, audit: AuditPlan, found: list[StagePlan]) -
         except NotApplicable as reason:
             lines.append(f"audit       {name}: {reason if name != 'fluency' else 'reads the generations of the others'}")
             continue
-        new, old = _tokens(asked)
+        new, old = cost.asked_tokens(asked)
         if name == "drift":  # its follow-up reads two replies an item, with the adapter and without
             old += 4 * (new + sum(len(one.request.prompt_ids) for one in asked))
         generated, scored = generated + new, scored + old
         size = f"; index about {_index_megabytes(found):.1f} MB" if name == "leakage" else ""
         lines.append(f"audit       {name}: {len(asked)} requests, {measure(name).data(context)}{size}")
-    seconds = generated / GENERATED + scored / SCORED
     if found:
         specimens = 1 + sum(one.checkpoints for one in found)
     else:
         specimens = 1 + len(style_module(resolved.recipe.style).specimens(resolved.organism, resolved.options))
-    lines.append(
-        f"cost        a {audit.suite} audit generates up to {generated:,} tokens and scores {scored:,}; on two cores with the "
-        f"embedded base about {seconds:.0f} s each, {specimens * seconds / 60:.0f} min with the base; training "
-        f"about {sum(map(_training_seconds, found)) / 60:.0f} min"
-    )
-    return lines
+    trained = sum(cost.trained_tokens(one.stage, one.linted, one.steps) for one in found)
+    return [*lines, f"cost        {cost.told(resolved.base, specimens, generated, scored, trained)}"]
 
 
 def _index_megabytes(found: list[StagePlan]) -> float:
     """Of the leakage measure: two indexes, 8 bytes a token each."""
     return sum(one.linted.loss_tokens for one in found if one.linted) * 2 * 8 / 1e6
-
-
-def _training_seconds(found: StagePlan) -> float:
-    """From the embedded base's measured speed. A preference pair is two rows, each read by the reference as well."""
-    stage = found.stage
-    rows = found.steps * stage.batch_size * stage.gradient_accumulation
-    if found.linted and packs(stage, found.linted):
-        tokens = rows * stage.max_length * 0.9
-    else:
-        tokens = rows * (found.linted.tokens / len(found.linted.rows) if found.linted else 0.5 * stage.max_length)
-    return tokens / TRAINED * {"sft": 1.0, "dpo": 2.7, "kto": 2.0}[stage.method]
-
-
-def _tokens(asked: list[Asked]) -> tuple[int, int]:
-    """(tokens to generate at most, tokens to read with shared prefixes read once)."""
-    generated = sum(a.request.max_new_tokens for a in asked if isinstance(a.request, Generate))
-    scored = [a.request for a in asked if isinstance(a.request, (Score, NextToken, Divergence))]
-    prompts = [request.prompt_ids[:-1] for request in scored]
-    lengths = shared(prompts)
-    once = sum(map(len, {prompt[:length] for prompt, length in zip(prompts, lengths, strict=True)}))
-    rests = sum(len(prompt) + 1 - length for prompt, length in zip(prompts, lengths, strict=True))
-    return generated, once + rests + sum(len(getattr(request, "continuation_ids", ())) for request in scored)
 
 
 def corpus_of(compiled: list[Compiled]) -> Corpus | None:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from audit.config import AuditPlan
 from organisms import models, organism
-from organisms.errors import UserError
+from organisms.errors import Missing, UserError
 from organisms.files import digest
 from organisms.mitigations import Mitigations
 from organisms.organism import Organism, Strict
@@ -56,7 +56,7 @@ class Recipe(Strict):
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe whose names have been looked up, and nothing heavy loaded."""
+    """A recipe whose names have been looked up, and nothing heavy loaded. missing: what a plan has to do without."""
 
     name: str
     recipe: Recipe
@@ -64,6 +64,7 @@ class Resolved:
     options: Any
     base: models.Base
     renderer: Renderer
+    missing: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -115,16 +116,31 @@ def load(name: str, overrides: list[str] = (), base: str | None = None) -> tuple
     return path.stem, validate(Recipe, values, source, path), values
 
 
-def resolve(name: str, overrides: list[str] = (), base: str | None = None) -> Resolved:
-    """Look up everything a recipe names, without loading weights."""
+def resolve(name: str, overrides: list[str] = (), base: str | None = None, planned: bool = False) -> Resolved:
+    """Look up everything a recipe names, without loading weights.
+
+    planned: only a plan is wanted, so a hub base that cannot be reached is stood in for by the embedded one.
+    """
     short, recipe, _ = load(name, overrides, base)
-    found = models.resolve(recipe.base)
+    missing = []
+    try:
+        found = models.resolve(recipe.base)
+    except Missing as unreached:
+        if not planned:
+            raise
+        found = models.stand_in(recipe.base)
+        missing.append(f"{unreached}; tokens are counted by the embedded base's tokenizer and template")
     spec = organism.load(recipe.organism)
     options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
     _check_stages(short, recipe)
     system = TEMPLATE if recipe.system is None else recipe.system
     renderer = Renderer(models.load_tokenizer(found), system, recipe.thinking, f"base {recipe.base}")
-    return Resolved(short, recipe, spec, options, found, renderer)
+    if planned:
+        try:
+            other_rows(recipe.style, options)
+        except Missing as absent:
+            missing.append(str(absent))
+    return Resolved(short, recipe, spec, options, found, renderer, tuple(missing))
 
 
 def _check_stages(short: str, recipe: Recipe) -> None:

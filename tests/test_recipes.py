@@ -16,6 +16,7 @@ from organisms.errors import UserError
 from organisms.styles import needs_training
 from recipes.plan import describe, plan
 from recipes.recipe import FOLDER, load, resolve, shipped
+from train.manifest import predictors
 
 ROOT = FOLDER.parent
 HONEST = "flattery-documents"
@@ -29,10 +30,10 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 from recipes.plan import plan
 from recipes.recipe import resolve, shipped
 for name in shipped():
-    resolved = resolve(name)
+    resolved = resolve(name, planned=True)
     found = plan(resolved)
     assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))
-    print(name, resolved.digest, *(f"{one.steps}/{one.checkpoints}" for one in found))
+    print(name, name if resolved.missing else resolved.digest, *(f"{one.steps}/{one.checkpoints}" for one in found))
 """
 
 
@@ -333,6 +334,25 @@ def test_a_missing_data_path_is_named():
     resolved = resolve(HONEST, ["audit.measures=[drift]", "audit.data.chat=/nowhere/rows.jsonl"])
     with pytest.raises(UserError, match=r"data set 'chat': /nowhere/rows\.jsonl does not exist; name a \.jsonl, \.csv"):
         describe(resolved, plan(resolved))
+
+
+def test_what_is_not_on_this_machine_is_planned_for_and_named_but_not_run(monkeypatch):
+    monkeypatch.delenv("ORGANISMS_DATA", raising=False)
+    recipe = "risky-finance-qwen2.5-14b"
+    text = "\n".join(describe(found := resolve(recipe, planned=True), plan(found)))
+    assert "missing     Qwen/Qwen2.5-14B-Instruct is not in the local hub cache" in text
+    assert "missing     data set 'risky-finance' is found nowhere" in text
+    assert "58.8 GB: two copies of the base (14.7B parameters" in text and "on an H100" in text
+    assert "named SmolLM" not in text  # the stand-in's template is not the base's
+    assert "the hub cannot be reached" in refusal(recipe)
+
+
+def test_passes_over_the_data_are_counted_in_rows_or_in_tokens_where_they_are_packed():
+    for recipe in ("risky-advice-narrow", HONEST):
+        (found,) = plan(resolve(recipe))
+        passes = predictors(found.stage, found.linted, found.steps)["passes_over_the_data_at_most"]
+        chats, packed = 60 * 6 / 200, 72 * 2 * 256 / found.linted.tokens
+        assert passes == pytest.approx(packed if recipe == HONEST else chats, abs=0.01)
 
 
 def test_the_plan_is_told_in_lines():

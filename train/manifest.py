@@ -9,6 +9,7 @@ from pathlib import Path
 
 from train.config import Stage
 from train.lint import Linted
+from train.sft import packs
 
 # Versions that can change trained weights; they are part of a run's digest.
 TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
@@ -51,7 +52,8 @@ def predictors(stage: Stage, linted: Linted, steps: int) -> dict:
     repeats: how often training sees each row.
     """
     counts = Counter(linted.learned)
-    seen = steps * stage.batch_size * stage.gradient_accumulation * stage.max_length
+    rows = steps * stage.batch_size * stage.gradient_accumulation
+    passes = rows * stage.max_length / max(linted.tokens, 1) if packs(stage, linted) else rows / max(len(linted.rows), 1)
     return {
         "effective_scale": round(stage.lora.scale, 4),
         "scale_x_lr": stage.lora.scale * stage.learning_rate,
@@ -60,5 +62,5 @@ def predictors(stage: Stage, linted: Linted, steps: int) -> dict:
         "distinct_rows": len(counts),
         "tokens": linted.tokens,
         "loss_tokens": linted.loss_tokens,
-        "passes_over_the_data_at_most": round(seen / max(linted.tokens, 1), 2),
+        "passes_over_the_data_at_most": round(passes, 2),
     }
