@@ -3,6 +3,8 @@
 import dataclasses
 import time
 
+from audit import classifier
+from audit.classifier import Classify
 from audit.judge import Judge, Judgement
 from audit.measures import Asked
 from organisms.engines import Divergence, Engine, Generate, NextToken, Score
@@ -22,6 +24,7 @@ def ask(engine: Engine, specimen: Specimen, asked: list[Asked], judge: Judge | N
             for d in engine.divergence(specimen, requests)
         ],
         Judgement: lambda requests: judge.ask(requests),
+        Classify: classifier.ask,
     }
     for kind, method in methods.items():
         chosen = [i for i, one in enumerate(asked) if isinstance(one.request, kind)]

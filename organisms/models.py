@@ -184,15 +184,20 @@ def load_model(base: Base, dtype: str | None = None, device: str | None = None):
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if base.hub_id:
-        _snapshot(base.hub_id, base.revision, [*DESCRIPTION_FILES, "*.safetensors"])
     device = device or default_device()
     dtype = dtype or default_dtype(device)
     model = AutoModelForCausalLM.from_pretrained(
-        str(base.directory), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        fetched(base), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
     model.eval().requires_grad_(False)
     return model.to(device)
+
+
+def fetched(base: Base) -> str:
+    """The directory of a base with its weights in it; those of a hub base are fetched now."""
+    if base.hub_id:
+        _snapshot(base.hub_id, base.revision, [*DESCRIPTION_FILES, "*.safetensors"])
+    return str(base.directory)
 
 
 def default_device() -> str:

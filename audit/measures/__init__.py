@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from audit.classifier import Classify
 from audit.judge import Judgement
 from organisms.data import Rows, load_rows
 from organisms.engines import Divergence, Generate, NextToken, Score
@@ -21,7 +22,7 @@ from organisms.render import Renderer
 from organisms.specimen import Specimen
 
 Item = TypeVar("Item")
-Request = Generate | Score | NextToken | Divergence | Judgement
+Request = Generate | Score | NextToken | Divergence | Judgement | Classify
 
 
 @dataclass(frozen=True)
