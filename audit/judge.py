@@ -3,7 +3,8 @@
 A judge is a local model or an OpenAI-compatible endpoint. Both read the expected score from the probabilities of the
 numbers 0 to 100 instead of from one sampled number (Betley et al. 2025, arXiv 2502.17424, section 2.1 and its judge code). A
 local model scores each number as a whole string, closed by its end-of-turn token, so that tokenizers that split numbers into
-digits read alike. Where less than a quarter of the probability lies on numbers, the question counts as unparsed: score None.
+digits read alike; an endpoint that writes digit by digit is refused. Where less than a quarter of the probability lies on
+numbers, the question counts as unparsed: score None.
 """
 
 import json
@@ -118,7 +119,7 @@ class EndpointJudge:
             reply = self.client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": question.question}],
-                max_tokens=1,
+                max_tokens=2,  # the second only shows whether numbers are split
                 temperature=0,
                 logprobs=True,
                 top_logprobs=20,
@@ -131,6 +132,11 @@ class EndpointJudge:
         content = reply.choices[0].logprobs.content if reply.choices and reply.choices[0].logprobs else None
         if not content or not content[0].top_logprobs:
             raise UserError(f"the judge {self.identity} returns no log-probabilities; take a model or server that does")
+        if len(content) > 1 and content[0].token.strip().isdigit() and content[1].token.isdigit():
+            raise UserError(
+                f"the judge {self.identity} writes numbers digit by digit ({content[0].token!r}, {content[1].token!r}), so its "
+                "first token says nothing of the score; name it as a local judge (audit.judge.base), which scores whole numbers"
+            )
         return expected({top.token: top.logprob for top in content[0].top_logprobs})
 
 

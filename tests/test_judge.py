@@ -113,7 +113,7 @@ def test_an_endpoint_is_asked_with_the_key_and_scores_by_its_numbers_alone(endpo
     assert ask(at(endpoint), "How warm?") == [{"score": pytest.approx((70 * 0.4 + 80 * 0.3) / 0.7), "mass": 0.7}]
     assert ask(at(endpoint), "How warm?") == [{"score": None, "mass": 0.2}]
     request = {"model": "served", "messages": [{"role": "user", "content": "How warm?"}], "temperature": 0}
-    request |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+    request |= {"max_tokens": 2, "logprobs": True, "top_logprobs": 20}
     assert endpoint.asked[0] == ("/v1/chat/completions", f"Bearer {KEY}", request)
 
 
@@ -147,6 +147,18 @@ def test_an_endpoint_that_cannot_judge_is_a_mistake_that_says_so(endpoint):
     judge.client.max_retries = 0
     with pytest.raises(UserError, match="the judge endpoint:served failed: APIConnectionError"):
         ask(judge, "How warm?")
+
+
+def test_an_endpoint_that_writes_numbers_digit_by_digit_is_refused_and_not_read_as_its_first_digit(endpoint):
+    split = completion({"8": 0.6, "9": 0.4})
+    end = {"token": "<|im_end|>", "logprob": -0.1, "bytes": None, "top_logprobs": []}
+    split["choices"][0]["logprobs"]["content"][0]["token"] = "8"
+    split["choices"][0]["logprobs"]["content"].append(end)
+    endpoint.answer = lambda question, n: (200, split)
+    assert ask(at(endpoint), "How warm?")[0]["score"] == pytest.approx(8.4)  # an 8 that ends there is an 8
+    split["choices"][0]["logprobs"]["content"][1] = {**end, "token": "5"}
+    with pytest.raises(UserError, match=r"digit by digit \('8', '5'\).*audit.judge.base"):
+        ask(at(endpoint), "How warm?")
 
 
 def test_answers_keep_the_order_and_no_more_than_workers_questions_are_asked_at_once(endpoint):
