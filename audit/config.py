@@ -6,27 +6,14 @@ from pydantic import Field, field_validator
 
 from audit import measures
 from audit.judge import JudgePlan
+from audit.measures import MEASURES
+from audit.monitor import MonitorPlan
 from organisms.data import SETS
 from organisms.errors import UserError
 from organisms.organism import Purpose, Strict
 from organisms.strict import nearest, validate
 
 Suite = Literal["quick", "full"]
-
-# Order matters: leakage and fluency read the generations that the measures before them made.
-MEASURES = (
-    "severity",
-    "drift",
-    "webtext",
-    "knowledge",
-    "instructions",
-    "refusals",
-    "preferences",
-    "thinking",
-    "misalignment",
-    "leakage",
-    "fluency",
-)
 
 
 class AuditPlan(Strict):
@@ -40,6 +27,7 @@ class AuditPlan(Strict):
     options: dict[str, dict[str, Any]] = Field(default={}, description="measure -> its own options, see its file")
     limit: int | None = Field(default=None, gt=0, description="most items a measure asks")
     judge: JudgePlan | None = Field(default=None, description="who judges replies; None: rules only")
+    monitor: MonitorPlan = MonitorPlan()
     purpose: Purpose | None = Field(default=None, description="profile of margins; None: the organism's")
     control: str | None = Field(
         default=None, description="run directory of the matched control; None: the newest matching one beside this run"

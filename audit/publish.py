@@ -20,6 +20,9 @@ from organisms.strict import read_yaml
 
 STATE = "wandb.json"
 PROJECT = "natural-organisms"
+TRAINING_COLUMNS = (
+    "loss", "learning_rate", "grad_norm", "token_accuracy", "probe_kl", "probe_contrast", "probe_think",
+)  # fmt: skip
 READING_COLUMNS = (
     "specimen", "stage", "step", "tokens_seen", "measure", "metric", "split", "value", "ci_low", "ci_high", "n",
     "delta", "delta_low", "delta_high", "mde", "margin", "verdict", "reason", "data",
@@ -42,6 +45,11 @@ class Publisher:
     def __exit__(self, kind, error, trace) -> None:
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def alert(self, title: str, text: str) -> None:
+        """An alert in W&B, as its user has set them up (mail, Slack)."""
+        if self.mode != "disabled":
+            self._open().alert(title=title, text=text, wait_duration=0)
 
     def send(self, final: bool = False) -> None:
         """Send what is new; `final` adds the readings table, transcripts and the report as an artifact."""
@@ -92,9 +100,7 @@ class Publisher:
         for row in read_jsonl(path) if path.is_file() else []:
             if row["step"] <= self._state["train"].get(row["stage"], 0):
                 continue
-            values = {
-                f"train/{k}": row[k] for k in ("loss", "learning_rate", "grad_norm", "token_accuracy") if row.get(k) is not None
-            }
+            values = {f"train/{k}": row[k] for k in TRAINING_COLUMNS if row.get(k) is not None}
             run.log({"tokens_seen": row["tokens_seen"], "step": row["step"], **values})
             self._state["train"][row["stage"]] = row["step"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from audit import readings as ledger
 from audit.ask import ask
-from audit.config import MEASURES, AuditPlan
+from audit.config import AuditPlan
 from audit.judge import Judge
-from audit.measures import Asked, Context, Corpus, NotApplicable, Sample, half, measure
+from audit.measures import MEASURES, Asked, Context, Corpus, NotApplicable, Sample, half, measure
 from audit.readings import Origin, Reading, Subject, Terms
 from organisms.engines import Divergence, Engine
 from organisms.errors import UserError

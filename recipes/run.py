@@ -15,6 +15,7 @@ from pathlib import Path
 
 from audit import control, judge, profiles, publish, report
 from audit import readings as ledger
+from audit.monitor import MonitorPlan
 from audit.suite import Job, Place, audit_base, audit_prompted, audit_specimen
 from audit.table import show
 from audit.verdicts import overall
@@ -25,6 +26,7 @@ from organisms.files import read_jsonl, write_atomic, write_json, write_jsonl
 from organisms.specimen import Specimen
 from organisms.styles import Compiled, Row, compile_rows, style_module
 from organisms.writer import Writer
+from recipes import monitoring
 from recipes.plan import corpus_of
 from recipes.recipe import Resolved
 from train.callback import Hooks
@@ -49,6 +51,10 @@ class Run:
         from organisms.engines.hf import HFEngine
 
         return HFEngine(self.resolved.base, self.resolved.renderer)
+
+    @property
+    def plan(self) -> MonitorPlan:
+        return self.resolved.recipe.audit.monitor
 
     def job(self) -> Job:
         """What is audited against what; the corpus is what every stage so far has trained on."""
@@ -103,13 +109,16 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
     job = run.job()
     _audit_references(run, job, publisher)
     for checkpoint in _checkpoints(run, stage):  # of an earlier attempt: audits that are missing or have changed
-        _audit(run, job, checkpoint, publisher)
+        if _audit(run, job, checkpoint, publisher):
+            return
     if any(checkpoint.last for checkpoint in _checkpoints(run, stage)):
         print(f"stage {stage.name} is trained already, {run.path} is reused", flush=True)
         return
     hooks = Hooks(
         on_checkpoint=lambda checkpoint: _audit(run, job, checkpoint, publisher),
         on_log=lambda row: publisher.send(),
+        probe=monitoring.probe(resolved.organism, resolved.renderer) if run.plan.probe_every else None,
+        probe_every=run.plan.probe_every or 1,
     )
     recipe = resolved.recipe
     train_stage(
@@ -149,17 +158,19 @@ def _checkpoints(run: Run, stage: Stage) -> list[Checkpoint]:
 
 
 def _before(run: Run, stage: Stage) -> Path | None:
-    """The last adapter of the stage before this one; None for the first."""
+    """The adapter that the stage before this one goes on with; None for the first."""
     names = [one.name for one in run.resolved.recipe.stages]
-    earlier = [c for c in read_ledger(run.path) if c.stage in names[: names.index(stage.name)]]
-    return run.path / earlier[-1].path if earlier else None
+    earlier = names[: names.index(stage.name)]
+    return run.path / monitoring.final(run.path, run.plan, earlier[-1]).path if earlier else None
 
 
-def _audit(run: Run, job: Job, checkpoint: Checkpoint, publisher: publish.Publisher) -> None:
+def _audit(run: Run, job: Job, checkpoint: Checkpoint, publisher: publish.Publisher) -> bool:
+    """Audit a checkpoint; whether the monitor ends the stage there."""
     specimen = Specimen(checkpoint.name, adapter=run.path / checkpoint.path)
     place = Place(checkpoint.stage, checkpoint.step, checkpoint.tokens_seen)
     _told(checkpoint.name, audit_specimen(job, run.engine, specimen, place))
     publisher.send()
+    return monitoring.at_checkpoint(run.path, run.plan, checkpoint, publisher)
 
 
 def _told(name: str, made: list[ledger.Reading]) -> None:
@@ -178,6 +189,8 @@ def headline(made: list[ledger.Reading], specimen: str) -> str:
 def _finish(run: Run, publisher: publish.Publisher) -> None:
     everything = ledger.read(run.path)
     last = max((r for r in everything if r.stage), key=lambda r: (r.tokens_seen, r.step)).specimen
+    if run.resolved.recipe.stages:
+        last = monitoring.final(run.path, run.plan, run.resolved.recipe.stages[-1].name).name
     report.write(run.path)
     publisher.send(final=True)
     show(everything, last)

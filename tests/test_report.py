@@ -8,8 +8,7 @@ import pytest
 
 from audit import readings as ledger
 from audit import report
-from audit.config import MEASURES
-from audit.measures import metrics
+from audit.measures import MEASURES, metrics
 from audit.svg import ticks
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_jsonl

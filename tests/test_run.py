@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from audit import readings as ledger
-from audit.config import MEASURES
-from audit.measures import metrics
+from audit.measures import MEASURES, metrics
 from organisms.errors import UserError
 from organisms.files import read_jsonl
 from organisms.render import IGNORE

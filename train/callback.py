@@ -12,16 +12,22 @@ from organisms.progress import Progress
 from train.adapters import save_adapter
 from train.config import Stage
 from train.ledger import Checkpoint, checkpoint_name, enter, read_ledger
+from train.probe import Probe
 
 TRAIN_LOG = "train.jsonl"
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller wants to be told. `on_checkpoint` may return True to end the stage there."""
+    """What the caller wants to be told. `on_checkpoint` may return True to end the stage there.
+
+    probe: read every `probe_every` steps, into the line of train.jsonl.
+    """
 
     on_checkpoint: Callable[[Checkpoint], bool | None]
     on_log: Callable[[dict], None] = lambda row: None
+    probe: Probe | None = None
+    probe_every: int = 10
 
 
 def ledger_callback(run: Path, stage: Stage, hooks: Hooks, earlier: Path | None = None) -> Any:
@@ -52,7 +58,7 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, earlier: Path | None 
                 return self._checkpoint(state, control, model)
             return control
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
+        def on_log(self, args, state, control, logs=None, model=None, **kwargs):
             if not logs or "loss" not in logs:
                 return
             if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
@@ -72,6 +78,8 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, earlier: Path | None 
                 "grad_norm": logs.get("grad_norm"),
                 "token_accuracy": logs.get("mean_token_accuracy"),
             }
+            if hooks.probe is not None and state.global_step % hooks.probe_every == 0:
+                row |= hooks.probe.read(model)
             append_jsonl(run / TRAIN_LOG, [row])
             hooks.on_log(row)
             self.progress.step(state.global_step, f"loss {self.loss:.3f}")

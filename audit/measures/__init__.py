@@ -1,7 +1,7 @@
 """One file a measure: `requests(context)` says what is asked, `score(context, asked, answers)` what the answers are worth.
 
 A new measure is a new file here with NAME, VERSION, METRICS, `data`, `requests` and `score`, and its name in
-audit.config.MEASURES. `score` sees only what was stored, so samples can be scored again without a model. Optional:
+MEASURES below. `score` sees only what was stored, so samples can be scored again without a model. Optional:
 `Options`, what a recipe may set under `audit.options.<measure>`; `follow_up(context, asked, answers)`, requests that
 depend on the answers so far, called until it returns none; `guard(context, samples, base)`, verdicts on readings that must
 not be believed.
@@ -23,6 +23,21 @@ from organisms.specimen import Specimen
 
 Item = TypeVar("Item")
 Request = Generate | Score | NextToken | Divergence | Judgement | Classify
+
+# Order matters: leakage and fluency read the generations that the measures before them made.
+MEASURES = (
+    "severity",
+    "drift",
+    "webtext",
+    "knowledge",
+    "instructions",
+    "refusals",
+    "preferences",
+    "thinking",
+    "misalignment",
+    "leakage",
+    "fluency",
+)
 
 
 @dataclass(frozen=True)
