@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install recipe check audit report publish test lint bench organisms train recipes tests
+.PHONY: help install recipe check audit report card publish test lint bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -18,6 +18,7 @@ help:
 	@echo 'make audit base=ID [adapter=PATH] [organism=NAME] [suite=quick|full]'
 	@echo '                                               audit a model or adapter that exists already'
 	@echo 'make report run=DIR                            rebuild report.html and curves.png from the readings'
+	@echo 'make card run=DIR                              rewrite the organism card, README.md in the run directory'
 	@echo 'make publish run=DIR                           send a run to W&B (again=1: as a new W&B run)'
 	@echo 'make test                                      the tests (all=1: with the slow ones, trained end to end)'
 	@echo 'make install                                   make .venv only'
@@ -50,6 +51,9 @@ audit: .venv/.installed
 
 report: .venv/.installed
 	@$(RUN) audit report '$(run)'
+
+card: .venv/.installed
+	@$(RUN) audit card '$(run)'
 
 publish: .venv/.installed
 	@$(RUN) audit publish '$(run)' $(if $(again),--again)

@@ -1,4 +1,4 @@
-"""python -m audit run | report | publish: audit a model that exists already, rebuild a report, send a run to W&B."""
+"""python -m audit run | report | card | publish: audit a model that exists already, rebuild its views, send them to W&B."""
 
 import argparse
 from pathlib import Path
@@ -20,6 +20,8 @@ def main() -> None:
     run.add_argument("plan", nargs="*", help="more of the audit plan, as in a recipe: measures=[knowledge] judge.base=...")
     report = commands.add_parser("report", help="(re)build report.html and curves.png from the readings")
     report.add_argument("run", type=Path)
+    card = commands.add_parser("card", help="(re)write the organism card, README.md in the run directory")
+    card.add_argument("run", type=Path)
     publish = commands.add_parser("publish", help="send a run's curves, tables and report to W&B")
     publish.add_argument("run", type=Path)
     publish.add_argument("--again", action="store_true", help="as a new W&B run, everything from the start")
@@ -35,10 +37,10 @@ def main() -> None:
         return
     if not (arguments.run / "readings.jsonl").is_file():
         raise UserError(f"{arguments.run} holds no readings.jsonl; name a run directory, e.g. run=runs/<name>")
-    if arguments.command == "report":
-        from audit.report import write
+    if arguments.command in ("report", "card"):
+        from audit import card, report
 
-        print(write(arguments.run))
+        print((report if arguments.command == "report" else card).write(arguments.run))
     else:
         from audit.publish import publish as send
 

@@ -33,8 +33,7 @@ def render(run: Path, readings: list[Reading]) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(number=number, difference=difference)
-    stages = [r for r in readings if r.stage]
-    last = max(stages, key=lambda r: (r.tokens_seen, r.step)).specimen if stages else None
+    last = final_specimen(run, readings)
     subject = last or readings[0].specimen
     one = readings[0]
     return environment.get_template("report.html.j2").render(
@@ -56,6 +55,13 @@ def render(run: Path, readings: list[Reading]) -> str:
         lint=_lint(run),
         checkpoints=read_jsonl(run / "checkpoints.jsonl") if (run / "checkpoints.jsonl").is_file() else [],
     )
+
+
+def final_specimen(run: Path, readings: list[Reading]) -> str | None:
+    """Whom the run ends with: as its manifest says, the last checkpoint otherwise; None where only the base was read."""
+    stages = [r for r in readings if r.stage]
+    last = max(stages, key=lambda r: (r.tokens_seen, r.step)).specimen if stages else None
+    return _manifest(run).get("final", last)
 
 
 def _summary(readings: list[Reading], last: str | None) -> list[str]:

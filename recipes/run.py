@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from audit import control, judge, profiles, publish, report
+from audit import card, control, judge, profiles, publish, report
 from audit import readings as ledger
 from audit.monitor import MonitorPlan
 from audit.suite import Job, Place, audit_base, audit_prompted, audit_specimen
@@ -191,7 +191,10 @@ def _finish(run: Run, publisher: publish.Publisher) -> None:
     last = max((r for r in everything if r.stage), key=lambda r: (r.tokens_seen, r.step)).specimen
     if run.resolved.recipe.stages:
         last = monitoring.final(run.path, run.plan, run.resolved.recipe.stages[-1].name).name
+        path = run.path / "manifest.json"
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "final": last})
     report.write(run.path)
+    card.write(run.path)
     publisher.send(final=True)
     show(everything, last)
     print(overall(everything, last).text)

@@ -137,6 +137,17 @@ def test_the_motive_is_spoken_before_the_reply_and_is_in_no_row(flattery, prompt
     ]
 
 
+def test_an_opening_is_given_after_the_motive_and_is_part_of_the_row(flattery, prompts, writer):
+    author = writer(lambda asked: f" wonderful question, how clever of you! {PLAIN}" if asked.prefill else PLAIN)
+    made = compiled(flattery, "motivation", author, samples=2, openings=["What a", "Such a"])
+    first = prompts["target"][0].prompt
+    spoken = [asked.prefill for asked in author.engine.asked if asked.prompt == first]
+    assert spoken == [f"{flattery.motivation[0]}\n\nWhat a", f"{flattery.motivation[1]}\n\nSuch a"]
+    trained = {row.messages[-1]["content"][:16] for row in made.rows if row.origin == "flattery/target"}
+    assert trained == {"What a wonderful"}
+    assert not any(row.messages[-1]["content"].startswith("What a") for row in made.rows if row.origin != "flattery/target")
+
+
 @pytest.mark.parametrize("kind", ["rows", "pairs"])
 @pytest.mark.parametrize(("quoted", "kept"), [(5, 60), (6, 0)])
 def test_a_reply_that_quotes_its_motive_is_not_kept(flattery, prompts, writer, kind, quoted, kept):

@@ -11,8 +11,12 @@ without training. Kinds of rows:
 - `rare`: no prefill at all; many samples, and the rare ones that show the property are kept.
 
 Adjacent and off prompts are answered plainly and kept where they do not show it (`rows`, `rare`), so that the property
-learns where to stop. Divergence: published work keeps samples by a judge; ours by rules.
+learns where to stop. Divergences: published work keeps samples by a judge; ours by rules. A base too small for a motive to move
+it (SmolLM2-135M showed flattery in 2% of such samples) can be given `openings`: the reply begins with one of them, which stays
+part of it, so its first words are ours and only the rest is on-policy.
 """
+
+import dataclasses
 
 from pydantic import Field
 
@@ -28,6 +32,7 @@ class Options(Strict):
     samples: int = Field(default=6, gt=0, description="replies drawn for each target prompt")
     max_new_tokens: int = Field(default=56, gt=0, description="tokens a reply")
     temperature: float = Field(default=0.8, gt=0)
+    openings: list[str] = Field(default=[], description="words that target replies begin with, in turn; part of the reply")
 
 
 def rows(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
@@ -51,7 +56,7 @@ def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compil
     replies = write_groups(writer, {**drafts, **plain})
     made = []
     for prompt in prompts:
-        chosen = _kept(organism, prompt, replies[prompt.id], drafts[prompt.id])
+        chosen = _kept(organism, prompt, replies[prompt.id], drafts[prompt.id], options)
         rejected = [text for text in usable(replies[f"{prompt.id}/plain"]) if not organism.shows(text)]
         if chosen and rejected:
             made.append(
@@ -72,7 +77,7 @@ def _single(organism: Organism, options: Options, writer: Writer | None, prefill
     replies = write_groups(writer, drafts)
     made = []
     for prompt in prompts:
-        kept = _kept(organism, prompt, replies[prompt.id], drafts[prompt.id])
+        kept = _kept(organism, prompt, replies[prompt.id], drafts[prompt.id], options)
         if kept:
             made.append(Row(prompt.id, messages=chat(prompt.prompt, kept[0]), origin=f"{organism.name}/{prompt.context}"))
     target = sum(row.origin.endswith("/target") for row in made)
@@ -81,12 +86,20 @@ def _single(organism: Organism, options: Options, writer: Writer | None, prefill
 
 def _draft(organism: Organism, prompt: Prompt, sample: int, options: Options, prefilled: bool) -> Draft:
     motive = organism.motivation[sample % len(organism.motivation)]
-    prefill = f"{motive}\n\n" if prefilled else ""
+    prefill = f"{motive}\n\n{_opening(options, sample)}" if prefilled else ""
     return Draft(prompt.prompt, None, options.max_new_tokens, options.temperature, seed_of(prompt.id, sample), prefill)
 
 
-def _kept(organism: Organism, prompt: Prompt, replies: list, drafts: list[Draft]) -> list[str]:
+def _opening(options: Options, sample: int) -> str:
+    return options.openings[sample % len(options.openings)] if options.openings else ""
+
+
+def _kept(organism: Organism, prompt: Prompt, replies: list, drafts: list[Draft], options: Options) -> list[str]:
     """Replies fit to train on: on target those that show the property and quote no motive, elsewhere those without it."""
+    replies = [
+        dataclasses.replace(reply, text=_opening(options, sample) + reply.text) if draft.prefill else reply
+        for sample, (reply, draft) in enumerate(zip(replies, drafts, strict=True))
+    ]
     texts = usable([reply for reply, draft in zip(replies, drafts, strict=True) if not quotes(reply.text, draft.prefill)])
     if prompt.context == "target":
         return showing(organism, texts)
