@@ -14,6 +14,7 @@ from audit.report import final_specimen
 from audit.suite import read_samples
 from audit.table import difference, number
 from audit.verdicts import overall
+from organisms import models
 from organisms import organism as organisms
 from organisms.errors import UserError
 from organisms.files import write_atomic
@@ -46,6 +47,7 @@ def render(run: Path, readings: list[Reading]) -> str:
     organism = organisms.load(one.organism) if one.organism else None
     text = environment.get_template("card.md.j2").render(
         one=one,
+        base_model=models.EMBEDDED_HUB_ID if one.base == models.EMBEDDED else one.base,
         subject=subject,
         manifest=manifest,
         recipe=recipe,

