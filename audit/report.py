@@ -9,7 +9,7 @@ from audit.measures import metrics
 from audit.readings import Reading
 from audit.suite import read_samples, replies
 from audit.table import difference, number
-from audit.verdicts import overall
+from audit.verdicts import INDICATOR, overall
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_atomic
 
@@ -32,7 +32,7 @@ def render(run: Path, readings: list[Reading]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(number=number, difference=difference)
+    environment.globals.update(number=number, difference=difference, INDICATOR=INDICATOR)
     last = final_specimen(run, readings)
     subject = last or readings[0].specimen
     one = readings[0]
@@ -52,6 +52,7 @@ def render(run: Path, readings: list[Reading]) -> str:
         transcripts=_transcripts(run, readings, last),
         manifest=_manifest(run),
         recipe=_text(run / "recipe.yaml"),
+        card=_text(run / "README.md"),
         lint=_lint(run),
         checkpoints=read_jsonl(run / "checkpoints.jsonl") if (run / "checkpoints.jsonl").is_file() else [],
     )
@@ -97,9 +98,10 @@ def _summary(readings: list[Reading], last: str | None) -> list[str]:
 
 
 def _table(readings: list[Reading], subject: str) -> list[Reading]:
-    """The holdout half of one specimen: every metric that was read, and headlines that were not, which say why."""
+    """The holdout half of one specimen: what can be judged, headlines that were not read and why, then the indicators."""
     chosen = [r for r in readings if r.specimen == subject and r.split == "holdout"]
-    return [r for r in chosen if r.n or ((known := metrics(r.measure).get(r.metric)) and known.headline)]
+    shown = [r for r in chosen if r.n or ((known := metrics(r.measure).get(r.metric)) and known.headline)]
+    return sorted(shown, key=lambda r: r.reason == INDICATOR)
 
 
 def _breakdowns(run: Path, readings: list[Reading], subject: str) -> dict[str, list[breakdown.Part]]:

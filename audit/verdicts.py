@@ -11,6 +11,8 @@ from audit.measures import Metric
 if TYPE_CHECKING:
     from audit.readings import Reading
 
+INDICATOR = "an indicator: it carries no margin"
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -38,7 +40,7 @@ def decide(
     specimen is shown to be no worse than the prompted base (`prompted`, same items) by more than the margin.
     """
     if metric.worse is None:
-        return Decision("not_applicable", "an indicator: it carries no margin")
+        return Decision("not_applicable", INDICATOR)
     if margin is None:
         return Decision("not_applicable", margin_from or "no matched control beside this run gives its margin")
     if not np.isfinite([delta.value, *values.flat, *base.flat]).all():

@@ -193,8 +193,8 @@ def _finish(run: Run, publisher: publish.Publisher) -> None:
         last = monitoring.final(run.path, run.plan, run.resolved.recipe.stages[-1].name).name
         path = run.path / "manifest.json"
         write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "final": last})
-    report.write(run.path)
     card.write(run.path)
+    report.write(run.path)
     publisher.send(final=True)
     show(everything, last)
     print(overall(everything, last).text)
