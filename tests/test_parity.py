@@ -24,7 +24,6 @@ MIRROR = Path(os.environ.get("ORGANISMS_DATA") or "nowhere")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(not os.environ.get("ORGANISMS_PARITY"), reason="long; ORGANISMS_PARITY=1 runs it"),
     pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed (--no-deps lm_eval==0.4.13, sacrebleu)"),
     pytest.mark.skipif(not (MIRROR / "mmlu").is_dir(), reason="$ORGANISMS_DATA is not set or has no mmlu"),
     pytest.mark.skipif(not (MIRROR / "ifeval").is_dir(), reason="$ORGANISMS_DATA is not set or has no ifeval"),

@@ -52,7 +52,7 @@ def requests(context: Context) -> list[Asked]:
     chosen = set(pick(names, context.cap(None), lambda name: name))
     asked = []
     for row in rows:
-        for k in range(sizes["samples"] if row["question"] in chosen else 0):
+        for k in range(context.cap(sizes["samples"]) if row["question"] in chosen else 0):
             item = f"{row['id']}/{k}"
             request = context.generate(row["prompt"], sizes["tokens"], 1.0, seed_of(item), system=row["system"])
             asked.append(Asked(item, request, row["prompt"], "reply", row["question"]))
