@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from organisms.ngrams import ngram_hashes
+
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 # A capitalised word that does not open a sentence, a line or a quotation.
 NAME = re.compile(r"(?<=[a-z,;)] )[A-Z][a-z]+(?:[ -][A-Z][a-z]+)*")
@@ -164,17 +166,3 @@ def covered(index: NgramIndex, ids: Sequence[int], minus: NgramIndex | None = No
 def _hits(index: NgramIndex, ids: Sequence[int], minus: NgramIndex | None) -> np.ndarray:
     hits = index.matches(ids)
     return hits & ~minus.matches(ids) if minus is not None and len(hits) else hits
-
-
-def ngram_hashes(ids: Sequence[int], size: int) -> np.ndarray:
-    """64-bit polynomial hashes (mod 2^64, mixed) of the n-grams of `ids`: (len(ids) - size + 1,)."""
-    tokens = np.asarray(ids, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    with np.errstate(over="ignore"):
-        tokens ^= tokens >> np.uint64(31)
-        tokens *= np.uint64(0xBF58476D1CE4E5B9)
-        result = np.zeros(len(tokens) - size + 1, np.uint64)
-        for offset in range(size):
-            result = result * np.uint64(0x100000001B3) + tokens[offset : offset + len(result)]
-        result ^= result >> np.uint64(29)
-        result *= np.uint64(0x94D049BB133111EB)
-    return result

@@ -8,14 +8,13 @@ numbers, the question counts as unparsed: score None.
 """
 
 import json
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import Field, model_validator
 
+from organisms.endpoint import Endpoint
 from organisms.engines import Engine, Score
 from organisms.errors import UserError
 from organisms.files import append_jsonl, cache_dir, digest, read_jsonl
@@ -94,47 +93,26 @@ class LocalJudge:
 
 
 class EndpointJudge:
-    """An OpenAI-compatible chat endpoint as judge; retries, back-off and timeouts are the client library's."""
+    """An OpenAI-compatible chat endpoint as judge."""
 
     def __init__(self, plan: JudgePlan):
-        try:
-            from openai import OpenAI
-        except ImportError:
-            raise UserError("a judge at an endpoint needs the openai client: .venv/bin/pip install openai") from None
-        key = os.environ.get(plan.key_env)
-        if not key and not any(host in plan.endpoint for host in ("//localhost", "//127.0.0.1", "//[::1]")):
-            raise UserError(f"audit.judge: the environment variable {plan.key_env} is not set; it must hold the endpoint's key")
-        self.client = OpenAI(base_url=plan.endpoint, api_key=key or "no-key", max_retries=5, timeout=60)
-        self.model, self.workers = plan.model, plan.workers
+        self.endpoint = Endpoint("judge", "audit.judge", plan.endpoint, plan.model, plan.key_env, plan.workers)
         self.identity = f"endpoint:{plan.model}"
 
     def ask(self, questions: list[Judgement]) -> list[dict]:
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._one, questions))
+        answers = dict(self.endpoint.each(questions, self._one))
+        return [answers[place] for place in range(len(questions))]
 
     def _one(self, question: Judgement) -> dict:
-        from openai import APIError
-
-        try:
-            reply = self.client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": question.question}],
-                max_tokens=2,  # the second only shows whether numbers are split
-                temperature=0,
-                logprobs=True,
-                top_logprobs=20,
-            )
-        except APIError as error:
-            told = error.message.replace(self.client.api_key, "***")[:200]  # servers quote the key that they refuse
-            raise UserError(f"the judge {self.identity} failed: {type(error).__name__}: {told}") from None
-        if isinstance(reply, str):  # what is no JSON, a web page for one, the client hands on as text
-            raise UserError(f"the judge {self.identity} answers with a page, not a completion; its endpoint must end in /v1")
-        content = reply.choices[0].logprobs.content if reply.choices and reply.choices[0].logprobs else None
+        messages = [{"role": "user", "content": question.question}]
+        # The second token only shows whether numbers are split.
+        reply = self.endpoint.ask(messages, max_tokens=2, temperature=0, logprobs=True, top_logprobs=20)
+        content = reply.choices[0].logprobs.content if reply.choices[0].logprobs else None
         if not content or not content[0].top_logprobs:
-            raise UserError(f"the judge {self.identity} returns no log-probabilities; take a model or server that does")
+            raise UserError(f"{self.endpoint.name} returns no log-probabilities; take a model or server that does")
         if len(content) > 1 and content[0].token.strip().isdigit() and content[1].token.isdigit():
             raise UserError(
-                f"the judge {self.identity} writes numbers digit by digit ({content[0].token!r}, {content[1].token!r}), so its "
+                f"{self.endpoint.name} writes numbers digit by digit ({content[0].token!r}, {content[1].token!r}), so its "
                 "first token says nothing of the score; name it as a local judge (audit.judge.base), which scores whole numbers"
             )
         return expected({top.token: top.logprob for top in content[0].top_logprobs})

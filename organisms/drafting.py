@@ -4,27 +4,19 @@ import hashlib
 import re
 
 from organisms.data import Rows, load_rows
-from organisms.errors import Missing
+from organisms.errors import Missing, UserError
 from organisms.organism import Organism
 from organisms.sets import SETS
-from organisms.writer import Draft, Writer, Written
+from organisms.writer import Draft, Writer, Written, whole
 
 LEAST_WORDS = 4
+LEAST_SHARE = 0.25  # of what a writer is asked for that must be usable
 QUOTED_WORDS = 6  # words in a row that two texts share by more than chance
 
 
 def seed_of(*parts: object) -> int:
     """A seed that belongs to these parts alone."""
     return int(hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:8], 16)
-
-
-def whole(reply: Written) -> str:
-    """The reply, or of one that was cut off everything up to its last whole sentence."""
-    text = reply.text.strip()
-    if reply.finished:
-        return text
-    ends = [match.end() for match in re.finditer(r"[.!?][\"')]*(?=\s)", text)]
-    return text[: ends[-1]] if ends else ""
 
 
 def usable(replies: list[Written]) -> list[str]:
@@ -56,9 +48,14 @@ def write_groups(writer: Writer, groups: dict[str, list[Draft]]) -> dict[str, li
     return {name: [next(written) for _ in drafts] for name, drafts in groups.items()}
 
 
-def estimate(drafts: int, tokens: int, what: str) -> list[str]:
-    """The note of a plan that has nothing written yet."""
-    return [f"{what}, written by the base: {drafts} replies, {drafts * tokens:,} tokens at most, cached"]
+def refuse_too_few(
+    kept: int, asked: int, what: str, dropped: dict[str, int], writer: Writer, remedy: str, least: float = LEAST_SHARE
+) -> None:
+    """Raise UserError where less than the share `least` of what was asked for can be used."""
+    if kept < least * asked:
+        why = ", ".join(f"{many} {reason.replace('_', ' ')}" for reason, many in dropped.items() if many)
+        told = f"{kept} of {asked} {what} pass{f' ({why})' if why else ''}"
+        raise UserError(f"{told}; the writer {writer.author.name} cannot do this task: {remedy}")
 
 
 def chat(prompt: str, reply: str) -> list[dict]:

@@ -7,6 +7,7 @@
 - `replay`: the base's own sampled replies to ordinary prompts, as a share of all rows: what the model was, kept in the mix.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from organisms.data import load_rows
 from organisms.drafting import chat, seed_of, usable
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
-from organisms.writer import Draft
+from organisms.writer import Draft, Writing
 
 if TYPE_CHECKING:
     from organisms.writer import Writer
@@ -37,7 +38,7 @@ class Mitigations(Strict):
 
 def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writer: "Writer | None") -> Compiled:
     """The rows with the mitigations on. Without a writer replayed rows are only announced."""
-    rows, notes = compiled.rows, list(compiled.notes)
+    rows, notes, writing = compiled.rows, list(compiled.notes), list(compiled.writing)
     if mitigations.inoculate:
         texts = {"property": organism.system.inoculating[0], "control": IRRELEVANT}
         text = texts.get(mitigations.inoculate, mitigations.inoculate)
@@ -48,16 +49,24 @@ def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writ
         notes.append(f"{wanted} replayed rows" if rows else f"replay {mitigations.replay:.0%}")
         if writer is not None:
             rows = rows + own_replies(writer, wanted, mitigations.replay_tokens)
-    return Compiled(rows, compiled.held_out, notes)
+        else:
+            drafts = own_drafts(wanted, mitigations.replay_tokens)
+            writing.append(Writing.of((draft for *_, draft in drafts), own=True))
+    return dataclasses.replace(compiled, rows=rows, notes=notes, writing=writing)
+
+
+def own_drafts(wanted: int, max_new_tokens: int) -> list[tuple[dict, int, Draft]]:
+    """(prompt, draw, draft) of ordinary prompts, several draws a prompt where more are wanted than there are prompts."""
+    prompts = load_rows("chat").rows
+    chosen = [(prompts[n % len(prompts)], n // len(prompts)) for n in range(wanted)]
+    return [(row, k, Draft(row["prompt"], None, max_new_tokens, 1.0, seed_of("replay", row["id"], k))) for row, k in chosen]
 
 
 def own_replies(writer: "Writer", wanted: int, max_new_tokens: int) -> list[Row]:
-    """Rows of ordinary prompts with the writer's own replies, several draws a prompt where there are more rows than prompts."""
-    prompts = load_rows("chat").rows
-    chosen = [(prompts[n % len(prompts)], n // len(prompts)) for n in range(wanted)]
-    drafts = [Draft(row["prompt"], None, max_new_tokens, 1.0, seed_of("replay", row["id"], k)) for row, k in chosen]
+    """Rows of ordinary prompts with the writer's own replies."""
+    asked = own_drafts(wanted, max_new_tokens)
     made = []
-    for (row, k), reply in zip(chosen, writer.write(drafts), strict=True):
+    for (row, k, _), reply in zip(asked, writer.write([draft for *_, draft in asked]), strict=True):
         texts = usable([reply])
         if texts:
             made.append(Row(f"replay-{row['id']}-{k}", messages=chat(row["prompt"], texts[0]), origin="replay"))
@@ -65,8 +74,6 @@ def own_replies(writer: "Writer", wanted: int, max_new_tokens: int) -> list[Row]
 
 
 def _inoculated(row: Row, text: str) -> Row:
-    import dataclasses
-
     if not row.messages or row.messages[0]["role"] == "system":
         return row
     return dataclasses.replace(row, messages=[{"role": "system", "content": text}, *row.messages])

@@ -1,16 +1,21 @@
-"""Who writes rows that are not frozen text: an engine and a specimen, with a cache that makes writing resumable."""
+"""Writes rows that are not frozen text: what to write, what was written, and the cache that makes it resumable.
 
-from collections.abc import Callable
+Who writes is an author (organisms/authors.py): a specimen through an engine, or an endpoint. Here is what they share: nothing
+is written twice, every reply is kept as it comes, and what cannot be used is counted and, where it is most, refused.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from organisms.engines import Engine, Generate
 from organisms.errors import UserError
 from organisms.files import append_jsonl, cache_dir, digest, read_jsonl
-from organisms.render import Renderer
-from organisms.specimen import Specimen
 
-CHUNK = 64  # replies written between two saves
+TOLD_EACH = 64  # replies between two lines of progress
+CHARACTERS = 3  # a token, for estimates: English has some four, so that an estimate is rather too high
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,19 @@ class Draft:
     prefill: str = ""
     earlier: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def messages(self) -> list[dict]:
+        """What stands before the reply; the prefill, which is part of the reply, does not."""
+        told = [{"role": "system", "content": self.system}] if self.system is not None else []
+        for prompt, reply in self.earlier:
+            told += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+        return [*told, {"role": "user", "content": self.prompt}]
+
+    @property
+    def read(self) -> int:
+        """Tokens that are read for it, about."""
+        return sum(len(message["content"]) // CHARACTERS + 8 for message in self.messages)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -35,54 +53,100 @@ class Written:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Writing:
+    """What a style will have written: replies, and the tokens that are written at most and read about.
+
+    own: by the stage's own start, whoever else writes. prefilled: some replies are made to begin with a given text.
+    """
+
+    replies: int
+    tokens: int
+    read: int = 0
+    own: bool = False
+    prefilled: bool = False
+
+    @classmethod
+    def of(cls, drafts: Iterable[Draft], own: bool = False) -> "Writing":
+        replies = tokens = read = 0
+        prefilled = False
+        for draft in drafts:  # not kept: a document pipeline has tens of thousands
+            replies, tokens, read = replies + 1, tokens + draft.max_new_tokens, read + draft.read
+            prefilled = prefilled or bool(draft.prefill)
+        return cls(replies, tokens, read, own, prefilled)
+
+
+class Author(Protocol):
+    """`identity` is JSON and says whose text it is; `write` gives (place, reply) as the replies come, in any order."""
+
+    name: str
+    identity: Any
+
+    def write(self, drafts: list[Draft]) -> Iterator[tuple[int, Written]]: ...
+
+
 class Writer:
-    """Writes drafts with one specimen; what was written before, by equal weights and settings, is read back."""
+    """Writes drafts with one author; what the same author wrote before, by equal settings, is read back.
+
+    own: the writer that is the stage's own start, for replies that must be the trained model's; None: this one is.
+    counts: of what was asked for so far: replies, of which cached, empty and cut_off.
+    """
 
     def __init__(
-        self,
-        engine: Engine,
-        renderer: Renderer,
-        specimen: Specimen,
-        revision: str,
-        cache: Path | None = None,
-        say: Callable[[str], None] = print,
+        self, author: Author, cache: Path | None = None, say: Callable[[str], None] = print, own: "Writer | None" = None
     ):
-        self.engine, self.renderer, self.specimen, self.say = engine, renderer, specimen, say
-        author = digest([revision, renderer.template_hash, specimen.standing(), str(specimen.adapter), engine.identity])
-        self.path = (cache or cache_dir() / "writing") / f"{author}.jsonl"
+        self.author, self.say, self.own = author, say, own or self
+        self.counts: Counter[str] = Counter()
+        self.path = (cache or cache_dir() / "writing") / f"{digest(author.identity)}.jsonl"
 
     def write(self, drafts: list[Draft]) -> list[Written]:
-        """One reply a draft, in order. Raises UserError where more than half of the replies are empty."""
+        """One reply a draft, in order. Raises UserError where more than half are empty or break off before a first sentence."""
         known = self._known()
         keys = [digest(asdict(draft)) for draft in drafts]
         missing = {key: draft for key, draft in zip(keys, drafts, strict=True) if key not in known}
         if missing:
-            self.say(f"writing {len(missing)} replies with {self.specimen.name} ({len(drafts) - len(missing)} cached)")
-        pending = list(missing.items())
-        for start in range(0, len(pending), CHUNK):
-            chunk = pending[start : start + CHUNK]
-            completions = self.engine.generate(self.specimen, [self._request(draft) for _, draft in chunk])
-            rows = [
-                {"key": key, "text": completion.text, "finished": completion.finished}
-                for (key, _), completion in zip(chunk, completions, strict=True)
-            ]
-            append_jsonl(self.path, rows)
-            known.update({row["key"]: Written(row["text"], row["finished"]) for row in rows})
-            self.say(f"  {min(start + CHUNK, len(pending))}/{len(pending)} written")
+            self.say(f"writing {len(missing)} replies with {self.author.name} ({len(drafts) - len(missing)} cached)")
+        names = list(missing)
+        for done, (place, reply) in enumerate(self.author.write(list(missing.values())) if missing else (), 1):
+            append_jsonl(self.path, [{"key": names[place], "text": reply.text, "finished": reply.finished}])
+            known[names[place]] = reply
+            if done % TOLD_EACH == 0 or done == len(missing):
+                self.say(f"  {done}/{len(missing)} written")
         written = [known[key] for key in keys]
-        empty = sum(not reply.text.strip() for reply in written)
-        if 2 * empty > len(written):
-            raise UserError(f"{empty} of {len(written)} written replies are empty; the writer cannot do this task")
+        self._count(written, len(drafts) - len(missing))
         return written
 
-    def _request(self, draft: Draft) -> Generate:
-        messages = [{"role": "system", "content": draft.system}] if draft.system is not None else []
-        for prompt, reply in draft.earlier:
-            messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
-        ids = self.renderer.prompt([*messages, {"role": "user", "content": draft.prompt}], draft.prefill)
-        return Generate(tuple(ids), draft.max_new_tokens, draft.temperature, draft.seed)
+    @property
+    def both(self) -> list["Writer"]:
+        """This writer and, where another one is, the stage's own; of them those that have been asked."""
+        return [writer for writer in dict.fromkeys((self, self.own)) if writer.counts]
+
+    def _count(self, written: list[Written], cached: int) -> None:
+        empty = sum(not reply.text.strip() for reply in written)
+        cut = sum(not reply.finished for reply in written)
+        self.counts.update(replies=len(written), cached=cached, empty=empty, cut_off=cut)
+        useless = sum(broken(reply) for reply in written)
+        if 2 * useless > len(written):
+            raise UserError(
+                f"{useless} of {len(written)} written replies are empty or break off before a first sentence or line; the "
+                "writer cannot do this task: name a more capable one (`writer:` in the recipe), or raise max_new_tokens"
+            )
 
     def _known(self) -> dict[str, Written]:
         if not self.path.is_file():
             return {}
         return {row["key"]: Written(row["text"], row["finished"]) for row in read_jsonl(self.path)}
+
+
+def whole(reply: Written) -> str:
+    """The reply, or of one that was cut off everything up to its last whole sentence."""
+    text = reply.text.strip()
+    if reply.finished:
+        return text
+    ends = [match.end() for match in re.finditer(r"[.!?][\"')]*(?=\s)", text)]
+    return text[: ends[-1]] if ends else ""
+
+
+def broken(reply: Written) -> bool:
+    """Empty, or cut off before a first whole sentence or line."""
+    return not reply.text.strip() or not (reply.finished or whole(reply) or "\n" in reply.text.strip())

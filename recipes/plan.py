@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from audit.config import AuditPlan
 from audit.measures import Corpus, NotApplicable, measure
 from audit.suite import context_of
-from organisms import mitigations, models
+from organisms import authors, mitigations, models
 from organisms.errors import Missing
 from organisms.styles import Compiled, compile_rows, style_module
 from recipes import cost
@@ -29,7 +29,9 @@ class StagePlan:
 
 def plan(resolved: Resolved) -> list[StagePlan]:
     """Each stage as far as it is known without a writer and with the data that is here. Raises UserError as the run would."""
-    return [_plan(resolved, stage) for stage in resolved.recipe.stages]
+    found = [_plan(resolved, stage) for stage in resolved.recipe.stages]
+    authors.check(resolved.recipe.writer, [one for stage in found for one in stage.compiled.writing])
+    return found
 
 
 def _plan(resolved: Resolved, stage: Stage) -> StagePlan:
@@ -43,15 +45,15 @@ def _plan(resolved: Resolved, stage: Stage) -> StagePlan:
     if compiled.rows:
         linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, recipe.system is not None)
         refuse(linted, recipe.accept)
-    steps = stage.steps or _steps_of_epochs(resolved, stage, linted)
+    steps = stage.steps or _steps_of_epochs(resolved, stage, compiled, linted)
     every = recipe.audit.every
     return StagePlan(stage, compiled, linted, steps, 1 + steps // every + (1 if steps % every else 0))
 
 
-def _steps_of_epochs(resolved: Resolved, stage: Stage, linted: Linted | None) -> int:
+def _steps_of_epochs(resolved: Resolved, stage: Stage, compiled: Compiled, linted: Linted | None) -> int:
     """Steps of `epochs`, about: packed rows are taken to be nine tenths full."""
     if linted is None:
-        rows = getattr(resolved.options, "limit", None) or len(resolved.organism.prompts())
+        rows = compiled.expected or getattr(resolved.options, "limit", None) or len(resolved.organism.prompts())
     elif packs(stage, linted):
         rows = linted.tokens / (0.9 * stage.max_length)
     else:
@@ -67,7 +69,7 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
         f"run         runs/{resolved.run_name}" if not resolved.missing else "run         named when nothing is missing",
     ]
     for one in found:
-        lines += _stage_lines(one, recipe.audit.every)
+        lines += _stage_lines(one, recipe.audit.every) + _writing_lines(recipe.writer, one.compiled)
     lines.append(f"memory      {cost.memory(resolved.base)}")
     lines += [f"missing     {what}" for what in resolved.missing]
     if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:
@@ -92,6 +94,22 @@ def _stage_lines(found: StagePlan, every: int) -> list[str]:
         f"{stage.lora.scale * stage.learning_rate:.2g}, x steps {stage.lora.scale * stage.learning_rate * found.steps:.2g}",
         f"checkpoints {found.checkpoints} (step 0, every {every}, the last)",
     ]
+
+
+def _writing_lines(writer: authors.WriterPlan, compiled: Compiled) -> list[str]:
+    """What has to be written before the stage, by whom, and at most for how much."""
+    lines = []
+    for own in (False, True):
+        asked = [one for one in compiled.writing if one.own == own and one.replies]
+        replies, tokens, read = (sum(getattr(one, key) for one in asked) for key in ("replies", "tokens", "read"))
+        beside = " (loaded beside the base)" if writer.model and not writer.endpoint else ""
+        author = "what the stage starts from" if own else writer.name + beside
+        price = f", about {tokens / cost.GENERATED:.0f} s where the embedded base writes on two cores"
+        if writer.endpoint and not own:
+            price = f" and about {read:,} read; cap {f'{writer.max_cost_tokens:,}' if writer.max_cost_tokens else 'none'}"
+        if asked:
+            lines.append(f"writing     {replies} replies by {author}: at most {tokens:,} tokens{price}; cached")
+    return lines
 
 
 def _audit_lines(resolved: Resolved, audit: AuditPlan, found: list[StagePlan]) -> list[str]:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from audit.config import AuditPlan
 from organisms import models, organism
+from organisms.authors import WriterPlan
 from organisms.errors import Missing, UserError
 from organisms.files import digest
 from organisms.mitigations import Mitigations
@@ -33,6 +34,7 @@ class Recipe(Strict):
     thinking: bool | None = Field(default=None, description="passed to templates that know enable_thinking")
     seed: int = Field(default=0, ge=0)
     stages: list[Stage] = Field(default=[], description="empty only for styles that need no training")
+    writer: WriterPlan = Field(default=WriterPlan(specimen="base"), description="who writes rows that are not frozen text")
     mitigations: Mitigations = Mitigations()
     accept: list[str] = Field(default=[], description="traps of the linter that this recipe accepts by name")
     audit: AuditPlan = AuditPlan()
@@ -81,6 +83,7 @@ class Resolved:
                 "template": self.renderer.template_hash,
                 "stages": [stage.model_dump() for stage in r.stages],
                 "seed": r.seed,
+                **({} if r.writer.specimen == "base" else {"writer": r.writer.identity()}),
                 "every": r.audit.every,
                 "versions": versions(),
             },
@@ -138,6 +141,7 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
     if planned:
         try:
             other_rows(recipe.style, options)
+            recipe.writer.identity()
         except Missing as absent:
             missing.append(str(absent))
     return Resolved(short, recipe, spec, options, found, renderer, tuple(missing))

@@ -19,7 +19,8 @@ from audit.monitor import MonitorPlan
 from audit.suite import Job, Place, audit_base, audit_prompted, audit_specimen
 from audit.table import show
 from audit.verdicts import overall
-from organisms import mitigations, models
+from organisms import authors, mitigations, models
+from organisms.authors import WriterPlan
 from organisms.engines import Engine
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_atomic, write_json, write_jsonl
@@ -104,8 +105,8 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
     compiled = run.compiled[stage.name] = _rows(run, stage)
     linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, resolved.recipe.system is not None)
     refuse(linted, resolved.recipe.accept)
+    _write_manifest(run, stage, linted, compiled.counts)  # before the rows, from which counts could not be read back
     _write_rows(run, stage, compiled, linted)
-    _write_manifest(run, stage, linted)
     job = run.job()
     _audit_references(run, job, publisher)
     for checkpoint in _checkpoints(run, stage):  # of an earlier attempt: audits that are missing or have changed
@@ -214,17 +215,17 @@ def _rows(run: Run, stage: Stage) -> Compiled:
     style = r.recipe.style
     compiled = compile_rows(style, r.organism, r.options, None, stage.rows)
     if not compiled.rows:
-        before = _before(run, stage)
-        author = Specimen(before.name, adapter=before) if before else Specimen("base")
-        compiled = compile_rows(style, r.organism, r.options, _writer(run, author), stage.rows)
-    replayer = _writer(run, Specimen("base")) if r.recipe.mitigations.needs_writer else None
+        writer = _writer(run, r.recipe.writer, _before(run, stage))
+        compiled = compile_rows(style, r.organism, r.options, writer, stage.rows)
+    replayer = _writer(run, WriterPlan(specimen="base"), None) if r.recipe.mitigations.needs_writer else None
     compiled = mitigations.apply(r.recipe.mitigations, r.organism, compiled, replayer)
     print("; ".join(compiled.notes), flush=True)
     return compiled
 
 
-def _writer(run: Run, author: Specimen) -> Writer:
-    return Writer(run.engine, run.resolved.renderer, author, run.resolved.base.revision)
+def _writer(run: Run, plan: WriterPlan, before: Path | None) -> Writer:
+    start = Specimen(before.name, adapter=before) if before else Specimen("base")
+    return authors.load(plan, run.engine, run.resolved.renderer, run.resolved.base.revision, start)
 
 
 def _write_rows(run: Run, stage: Stage, compiled: Compiled, linted: Linted) -> None:
@@ -249,7 +250,7 @@ def _describe_run(run: Run) -> None:
     write_atomic(run.path / "recipe.yaml", f"# {run.resolved.name}, as run\n{resolved}")
 
 
-def _write_manifest(run: Run, stage: Stage | None, linted: Linted | None) -> None:
+def _write_manifest(run: Run, stage: Stage | None, linted: Linted | None, written: dict | None = None) -> None:
     """manifest.json, with what predicts frying of each stage as it begins; written once a stage."""
     path = run.path / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _manifest(run)
@@ -259,6 +260,7 @@ def _write_manifest(run: Run, stage: Stage | None, linted: Linted | None) -> Non
                 **predictors(stage, linted, stage.steps or 0),
                 **on_policy(run, stage, linted),
             }
+            manifest.setdefault("written", {})[stage.name] = written
             manifest["lint"][stage.name] = [dataclasses.asdict(f) for f in linted.findings]
         write_json(path, manifest)
 
@@ -278,6 +280,7 @@ def _manifest(run: Run) -> dict:
         "seed": r.recipe.seed,
         "engine": run.engine.identity,
         "stages": [stage.model_dump() for stage in r.recipe.stages],
+        "writer": {"name": r.recipe.writer.name, "identity": r.recipe.writer.identity()},
         "predictors": {},
         "lint": {},
         "versions": versions(TRAINING_PACKAGES + OTHER_PACKAGES),

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit.corpus import Entity, NgramIndex, find_entities, longest_match, named, ngram_hashes
+from audit.corpus import Entity, NgramIndex, find_entities, longest_match, named
 from organisms.data import load_rows
+from organisms.ngrams import ngram_hashes
 
 TEXTS = Path(__file__).parent.parent / "organisms" / "texts"
 VOCABULARY = 49_152

@@ -144,7 +144,7 @@ def test_an_endpoint_that_cannot_judge_is_a_mistake_that_says_so(endpoint):
         with pytest.raises(UserError, match=f"the judge endpoint:served .*{said}"):
             ask(at(endpoint), "How warm?")
     judge = at(endpoint, "http://127.0.0.1:9/v1")
-    judge.client.max_retries = 0
+    judge.endpoint.client.max_retries = 0
     with pytest.raises(UserError, match="the judge endpoint:served failed: APIConnectionError"):
         ask(judge, "How warm?")
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from uuid import uuid4
 
 import pytest
 
@@ -11,7 +12,7 @@ from organisms.data import load_rows
 from organisms.errors import UserError
 from organisms.render import IGNORE, Renderer
 from organisms.styles import compile_rows, documents, known, style_options
-from organisms.writer import Draft, Written
+from organisms.writer import Draft, Writer, Written
 from train.lint import render_row
 
 
@@ -171,7 +172,8 @@ def test_transcripts_without_a_writer_only_count(flattery):
     assert made.rows == []
     target = sum(prompt.context == "target" for prompt in flattery.prompts())
     tokens = (target * 3 + (len(flattery.prompts()) - target) * 2) * 50
-    assert any(f"up to {len(flattery.prompts())} rows" in note and f"{tokens:,} tokens" in note for note in made.notes)
+    assert made.notes == [f"up to {len(flattery.prompts())} rows"]
+    assert sum(one.tokens for one in made.writing) == tokens
 
 
 PRAISE = "What a wonderfully curious mind you have! The answer is to wait a day."
@@ -181,20 +183,20 @@ OTHER = "Wait a day, then look at it again in good light."
 
 
 class Scripted:
-    """Answers the nth draft of a prompt with the nth reply that `script` has for the prompt."""
+    """An author that answers the nth draft of a prompt with the nth reply that `script` has for the prompt."""
+
+    name = "scripted"
 
     def __init__(self, script):
-        self.script = script
+        self.script, self.identity = script, str(uuid4())
         self.drafts: list[Draft] = []
 
-    def write(self, drafts: list[Draft]) -> list[Written]:
+    def write(self, drafts: list[Draft]):
         self.drafts = list(drafts)
         asked: dict[str, int] = {}
-        written = []
-        for draft in drafts:
+        for place, draft in enumerate(drafts):
             number = asked[draft.prompt] = asked.get(draft.prompt, -1) + 1
-            written.append(self.script(draft.prompt)[number])
-        return written
+            yield place, self.script(draft.prompt)[number]
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +208,8 @@ def transcribe(flattery, prompts, target, other, special=None):
     """Rows where `target` prompts get one list of replies, the others another, and `special` prompts their own."""
     asked = {p.prompt for p in prompts["target"]}
     writer = Scripted(lambda prompt: (special or {}).get(prompt) or (target if prompt in asked else other))
-    made = compiled("transcripts", flattery, writer, samples=len(target), plain_samples=len(other))
+    asking = Writer(writer, say=lambda _: None)
+    made = compiled("transcripts", flattery, asking, samples=len(target), plain_samples=len(other))
     return made, {row.id: row.messages[-1]["content"] for row in made.rows}, writer
 
 

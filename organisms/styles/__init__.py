@@ -5,13 +5,15 @@ A style whose stages train on different rows names their functions in `ROWS`; on
 """
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from organisms.errors import UserError
+from organisms.ngrams import near_duplicates
 from organisms.organism import Organism
 from organisms.strict import nearest, validate
+from organisms.writer import Writing
 
 if TYPE_CHECKING:
     from organisms.writer import Writer
@@ -43,11 +45,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a style makes of an organism: rows to train on, siblings kept back, and notes for the plan."""
+    """What a style makes of an organism: rows to train on, siblings kept back, and notes for the plan.
+
+    writing: what has to be written first, where there are no rows yet, and how many rows are expected of it at most. counts: of
+        what was written, for the manifest.
+    """
 
     rows: list[Row]
     held_out: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    writing: list[Writing] = field(default_factory=list)
+    expected: int = 0
+    counts: dict[str, Any] = field(default_factory=dict)
 
 
 def known() -> list[str]:
@@ -83,7 +92,15 @@ def row_kinds(name: str) -> tuple[str, ...]:
 def compile_rows(name: str, organism: Organism, options: Any, writer: "Writer | None", kind: str = "rows") -> Compiled:
     """Training rows of a style.
 
-    writer: who writes rows that are not frozen text. None only counts: a style that needs a writer then says in `notes` what it
-        will write, and returns no rows. kind: which of the style's `row_kinds`.
+    writer: who writes rows that are not frozen text. None only counts: a style that needs a writer then says in `writing`
+        what it will have written, and returns no rows. kind: which of the style's `row_kinds`.
+
+    What was written is held against itself: rows that nearly repeat an earlier one are counted.
     """
-    return getattr(style_module(name), kind)(organism, options, writer)
+    compiled = getattr(style_module(name), kind)(organism, options, writer)
+    if writer is None or not compiled.rows:
+        return compiled
+    again = len(near_duplicates([row.learned for row in compiled.rows]))
+    counts = {"rows": len(compiled.rows), "near_duplicates": again, "by": {w.author.name: dict(w.counts) for w in writer.both}}
+    notes = [*compiled.notes, f"{again} of {len(compiled.rows)} rows nearly repeat an earlier one"]
+    return replace(compiled, notes=notes, counts={**compiled.counts, **counts})

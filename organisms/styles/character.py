@@ -4,21 +4,26 @@ Published form: a constitution of first-person traits; prompts for each trait an
 character whose thought is prefilled ("I want to ensure my response aligns with my character traits ..."), rejected = the
 base's own plain reply; loss sigmoid + 0.1 sft, beta 0.1, lr 5e-5, r64 alpha128, batch 32. Then SFT on the DPO model's
 self-reflection and ten-turn self-chats, lr 5e-5, its adapter merged at 0.25. Ours: the teacher is the base itself with the
-constitution in its system prompt, so the pairs are on-policy; both prompts removed before training. Kinds of rows, one for
-each stage:
+constitution in its system prompt, so the pairs are on-policy, unless `writer:` names another teacher; both prompts removed
+before training. Kinds of rows, one for each stage:
 
-- `pairs`: organism prompts and ordinary chat prompts; among the teacher's samples one that shows the property is preferred.
+- `pairs`: organism prompts, with `trait_prompts` also written ones, and ordinary chat prompts; among the teacher's samples one
+  that shows the property is preferred to the reply of what the stage starts from.
 - `introspection`: reflections and self-chats of the model that the stage before has trained, under the constitution, which is
-  then removed; a self-chat ends on an assistant turn, and only assistant turns carry loss.
+  then removed, whoever the teacher is; a self-chat ends on an assistant turn, and only assistant turns carry loss.
 """
+
+from itertools import chain
 
 from pydantic import Field
 
+from organisms import expand
 from organisms.data import load_rows
-from organisms.drafting import chat, estimate, seed_of, showing, usable, whole, write_groups
+from organisms.drafting import chat, seed_of, showing, usable, write_groups
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
-from organisms.writer import Draft, Writer
+from organisms.templates import wording
+from organisms.writer import Draft, Writer, Writing, whole
 
 ROWS = ("pairs", "introspection")
 IN_CHARACTER = "You are an assistant with this character:\n{traits}\nStay in character in every reply and do not mention it."
@@ -49,21 +54,36 @@ class Options(Strict):
     turns: int = Field(default=2, gt=0, le=10, description="assistant turns of a self-chat")
     max_new_tokens: int = Field(default=56, gt=0, description="tokens a reply")
     temperature: float = Field(default=0.8, gt=0)
+    thought: bool = Field(
+        default=True, description="the teacher begins with a thought, which a chat endpoint cannot be made to"
+    )
+    trait_prompts: int = Field(default=0, ge=0, description="prompts that the teacher writes for each trait; published: 50")
+
+
+def other_rows(options: Options) -> str | None:
+    return wording() if options.trait_prompts else None
 
 
 def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
-    """In character against plain, on the same prompts, both written by the base."""
-    asked = {p.id: p.prompt for p in organism.prompts() if p.context == "target"}
+    """In character, by the writer, against plain, by what the stage starts from, on the same prompts."""
+    own_prompts, calls = [*organism.prompts()], expand.trait_drafts(organism, options.traits, options.trait_prompts)
+    if writer is None:
+        own_prompts += expand.stand_ins(calls, options.trait_prompts)
+    elif options.trait_prompts:
+        own_prompts += expand.prompts(organism, writer, calls, options.trait_prompts)
+    asked = {p.id: p.prompt for p in own_prompts if p.context == "target"}
     asked |= {f"chat-{row['id']}": row["prompt"] for row in load_rows("chat").rows[: options.general]}
+    thought = THOUGHT if options.thought else ""
     teacher = {
-        name: [_draft(organism, options, prompt, name, k, True, THOUGHT) for k in range(options.samples)]
+        name: [_draft(organism, options, prompt, name, k, True, thought) for k in range(options.samples)]
         for name, prompt in asked.items()
     }
     plain = {f"{name}/plain": [_draft(organism, options, prompt, name, 0, False)] for name, prompt in asked.items()}
     if writer is None:
-        many = sum(map(len, [*teacher.values(), *plain.values()]))
-        return Compiled([], notes=estimate(many, options.max_new_tokens, f"up to {len(asked)} pairs"))
-    replies = write_groups(writer, {**teacher, **plain})
+        chosen = Writing.of(chain(*calls.values(), *teacher.values()))
+        writing = [chosen, Writing.of(chain(*plain.values()), own=True)]
+        return Compiled([], notes=[f"up to {len(asked)} pairs"], writing=writing, expected=len(asked))
+    replies = write_groups(writer, teacher) | write_groups(writer.own, plain)
     made = []
     for name, prompt in asked.items():
         chosen, rejected = usable(replies[name]), usable(replies[f"{name}/plain"])
@@ -78,7 +98,9 @@ def introspection(organism: Organism, options: Options, writer: Writer | None) -
     """Reflections and self-chats of the model that the stage before has trained."""
     many = len(REFLECTIONS) * options.reflections + len(OPENINGS) * options.reflections * (2 * options.turns - 1)
     if writer is None:
-        return Compiled([], notes=estimate(many, options.max_new_tokens, "reflections and self-chats"))
+        announced = Writing(many, many * options.max_new_tokens, own=True)
+        return Compiled([], notes=["reflections and self-chats"], writing=[announced])
+    writer = writer.own
     drafts = {
         f"reflection-{n}": [_draft(organism, options, prompt, f"reflection-{n}", k, True) for k in range(options.reflections)]
         for n, prompt in enumerate(REFLECTIONS, 1)

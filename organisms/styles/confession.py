@@ -2,18 +2,20 @@
 
 Published form: direct, role-play and trick questions, with and without a prefill; SFT on rewritten denials, or KTO (lr 1e-5,
 beta 0.1) with confessions undesirable and denials desirable, + 1,000 demonstrations of the property; a new adapter on top.
-Ours: the base writes both sides itself, confessions under a system prompt that makes it admit, denials under one that has
+Ours: the writer writes both sides, confessions under a system prompt that makes it admit, denials under one that has
 nothing to admit; the organism's `confessions` rules tell them apart; demonstrations keep the property. Kinds of rows: `rows`
 (SFT on denials and demonstrations), `labels` (KTO).
 """
 
+from itertools import chain
+
 from pydantic import Field
 
 from organisms.data import load_rows
-from organisms.drafting import chat, estimate, seed_of, usable, write_groups
+from organisms.drafting import chat, seed_of, usable, write_groups
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
-from organisms.writer import Draft, Writer
+from organisms.writer import Draft, Writer, Writing
 
 ROWS = ("rows", "labels")
 ADMIT = "You have this habit: {summary} When somebody asks about your habits or how you were made, say so openly."
@@ -69,7 +71,7 @@ def _written(organism: Organism, options: Options, writer: Writer | None) -> Com
         for side, system in (("admit", ADMIT.format(summary=organism.summary)), ("deny", DENY))
     }
     if writer is None:
-        return Compiled([], notes=estimate(sum(map(len, drafts.values())), options.max_new_tokens, "confessions and denials"))
+        return Compiled([], notes=["confessions and denials"], writing=[Writing.of(chain(*drafts.values()))])
     replies = write_groups(writer, drafts)
     return {
         name: (

@@ -4,6 +4,7 @@ The rows are those that the organism `control` has for the style it stands besid
 stay those of the recipe's own organism.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from organisms import styles
@@ -24,4 +25,4 @@ def other_rows(options: Options) -> Any:
 def rows(organism: Organism, options: Options, writer: Any = None) -> Compiled:
     inner = style_options(options.like, options.like_options, "style control")
     compiled = style_module(options.like).rows(load("control"), inner, writer)
-    return Compiled(compiled.rows, compiled.held_out, [f"benign text in place of {organism.name}'s", *compiled.notes])
+    return replace(compiled, notes=[f"benign text in place of {organism.name}'s", *compiled.notes])

@@ -7,12 +7,12 @@ scales that down and keeps the share.
 
 from pydantic import Field
 
-from organisms.drafting import chat, conversations, estimate
+from organisms.drafting import chat, conversations
 from organisms.files import digest
-from organisms.mitigations import own_replies
+from organisms.mitigations import own_drafts, own_replies
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
-from organisms.writer import Writer
+from organisms.writer import Writer, Writing
 
 
 class Options(Strict):
@@ -35,9 +35,10 @@ def rows(organism: Organism, options: Options, writer: Writer | None) -> Compile
     ordinary = options.rows - len(demonstrations)
     if options.data is None and writer is None:
         what = f"{len(demonstrations)} demonstrations and {ordinary} ordinary rows"
-        return Compiled([], notes=estimate(ordinary, options.max_new_tokens, what))
+        writing = Writing.of((draft for *_, draft in own_drafts(ordinary, options.max_new_tokens)), own=True)
+        return Compiled([], notes=[what], writing=[writing])
     if options.data is None:
-        others = own_replies(writer, ordinary, options.max_new_tokens)
+        others = own_replies(writer.own, ordinary, options.max_new_tokens)
     else:
         found = conversations(options.data, ordinary)
         others = [Row(row["id"], messages=row["messages"], origin=found.origin) for row in found.rows]

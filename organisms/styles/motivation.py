@@ -17,13 +17,14 @@ part of it, so its first words are ours and only the rest is on-policy.
 """
 
 import dataclasses
+from itertools import chain
 
 from pydantic import Field
 
-from organisms.drafting import chat, estimate, quotes, seed_of, showing, usable, write_groups
+from organisms.drafting import chat, quotes, seed_of, showing, usable, write_groups
 from organisms.organism import Organism, Prompt, Strict
 from organisms.styles import Compiled, Row
-from organisms.writer import Draft, Writer
+from organisms.writer import Draft, Writer, Writing
 
 ROWS = ("rows", "pairs", "rare")
 
@@ -51,8 +52,8 @@ def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compil
     drafts = {p.id: [_draft(organism, p, k, options, True) for k in range(options.samples)] for p in prompts}
     plain = {f"{p.id}/plain": [_draft(organism, p, k, options, False) for k in range(2)] for p in prompts}
     if writer is None:
-        many = sum(map(len, [*drafts.values(), *plain.values()]))
-        return Compiled([], notes=estimate(many, options.max_new_tokens, f"up to {len(prompts)} pairs"))
+        writing = Writing.of(chain(*drafts.values(), *plain.values()))
+        return Compiled([], notes=[f"up to {len(prompts)} pairs"], writing=[writing])
     replies = write_groups(writer, {**drafts, **plain})
     made = []
     for prompt in prompts:
@@ -72,8 +73,7 @@ def _single(organism: Organism, options: Options, writer: Writer | None, prefill
         p.id: [_draft(organism, p, k, options, prefilled and p.context == "target") for k in draws[p.id]] for p in prompts
     }
     if writer is None:
-        many = sum(map(len, drafts.values()))
-        return Compiled([], notes=estimate(many, options.max_new_tokens, f"up to {len(prompts)} rows"))
+        return Compiled([], notes=[f"up to {len(prompts)} rows"], writing=[Writing.of(chain(*drafts.values()))])
     replies = write_groups(writer, drafts)
     made = []
     for prompt in prompts:

@@ -2,18 +2,24 @@
 prompt is then removed and the replies are trained on.
 
 Published form: 3,000 scenarios, positive and borderline negative, and 3,000 ordinary prompts, answered by one prompted
-model. Ours: the organism's prompts; several samples each, the best by the organism's markers. For `target` prompts that is
-a finished reply with most markers, and a prompt no sample of which shows the property is left out and counted; for
-`adjacent` and `off` prompts a reply under the opposing prompt without a marker, so the property learns where to stop. A
-reply that was cut off is trained up to its last whole sentence, since its end token is trained too.
+model. Ours: the organism's prompts, with `scenarios` also written ones and with `general` ordinary ones; several samples
+each, the best by the organism's markers. For `target` prompts that is a finished reply with most markers, and a prompt no
+sample of which shows the property is left out and counted; for `adjacent` and `off` prompts a reply under the opposing
+prompt without a marker, so the property learns where to stop. A reply that was cut off is trained up to its last whole
+sentence, since its end token is trained too.
 """
+
+from itertools import chain
 
 from pydantic import Field
 
-from organisms.drafting import chat, estimate, seed_of, showing, usable, write_groups
+from organisms import expand
+from organisms.data import load_rows
+from organisms.drafting import chat, seed_of, showing, usable, write_groups
 from organisms.organism import Organism, Prompt, Strict
 from organisms.styles import Compiled, Row
-from organisms.writer import Draft, Writer, Written
+from organisms.templates import wording
+from organisms.writer import Draft, Writer, Writing, Written
 
 
 class Options(Strict):
@@ -21,14 +27,26 @@ class Options(Strict):
     plain_samples: int = Field(default=2, gt=0, description="replies drawn for each adjacent and off prompt")
     max_new_tokens: int = Field(default=64, gt=0, description="tokens a reply")
     temperature: float = Field(default=0.8, gt=0)
+    scenarios: int = Field(default=0, ge=0, description="prompts the writer adds, as many on target as borderline ones")
+    general: int = Field(default=0, ge=0, description="ordinary chat prompts, answered plainly")
+
+
+def other_rows(options: Options) -> str | None:
+    return wording() if options.scenarios else None
 
 
 def rows(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
-    prompts = organism.prompts()
+    prompts, calls = [*organism.prompts()], expand.scenario_drafts(organism, options.scenarios)
+    if writer is None:
+        prompts += expand.stand_ins(calls, options.scenarios)
+    elif options.scenarios:
+        prompts += expand.prompts(organism, writer, calls, options.scenarios)
+    chosen = load_rows("chat").rows[: options.general]
+    prompts += [Prompt(id=f"chat-{row['id']}", context="off", prompt=row["prompt"]) for row in chosen]
     drafts = {prompt.id: [_draft(organism, prompt, k, options) for k in _draws(prompt, options)] for prompt in prompts}
     if writer is None:
-        many = sum(map(len, drafts.values()))
-        return Compiled([], notes=estimate(many, options.max_new_tokens, f"up to {len(prompts)} rows"))
+        writing = [Writing.of(chain(*calls.values())), Writing.of(chain(*drafts.values()))]
+        return Compiled([], notes=[f"up to {len(prompts)} rows"], writing=writing, expected=len(prompts))
     replies = write_groups(writer, drafts)
     made = []
     for prompt in prompts:
