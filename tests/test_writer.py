@@ -1,6 +1,7 @@
 """Who writes, at what cost: a specimen or an endpoint; what was written and paid for once is never asked for again."""
 
 import json
+import shutil
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -210,7 +211,7 @@ def test_a_writer_that_is_none_is_a_mistake_that_says_so(tmp_path):
         _ = resolve("flattery-transcripts", [f"writer={{adapter: {tmp_path}}}"]).digest
 
 
-def test_the_runs_name_follows_the_writer_and_not_how_it_is_reached(tiny_base):
+def test_the_runs_name_follows_the_writer_and_not_how_it_is_reached(tiny_base, adapter, tmp_path):
     def digest(writer=None):
         return resolve("flattery-transcripts", [f"writer={writer}"] if writer else []).digest
 
@@ -219,6 +220,10 @@ def test_the_runs_name_follows_the_writer_and_not_how_it_is_reached(tiny_base):
     assert digest(there % (1, "m", "A", 1, 10**6)) == digest(there % (2, "m", "B", 2, 10**7))
     distinct = ["base", "self", there % (1, "m", "A", 1, 9), there % (1, "other", "A", 1, 9), f"{{model: {tiny_base}}}"]
     assert len({digest(writer) for writer in distinct}) == len(distinct)
+    moved = shutil.copytree(adapter, tmp_path / "moved")
+    assert digest(f"{{adapter: {moved}}}") == (before := digest(f"{{adapter: {adapter}}}"))
+    (moved / "adapter_config.json").write_text((moved / "adapter_config.json").read_text().replace('"r": 4', '"r": 5'))
+    assert digest(f"{{adapter: {moved}}}") != before
 
 
 @pytest.fixture(scope="module")
