@@ -1,8 +1,9 @@
 """An OpenAI-compatible chat endpoint, as judges and writers ask it; its key is in no error, no identity and no file."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from organisms.errors import UserError
@@ -48,21 +49,26 @@ class Endpoint:
 
         After a failure nothing new is asked; what is under way, and paid for, is handed on before the failure is raised.
         """
+        stopped = threading.Event()
         failure: BaseException | None = None
-        with ThreadPoolExecutor(self.workers) as pool:
-            places: dict[Future, int] = {pool.submit(one, item): place for place, item in enumerate(items)}
+
+        def answered(place: int) -> tuple[int, Answer] | None:
+            if stopped.is_set():
+                return None
             try:
-                for done in as_completed(places):
-                    if done.cancelled():
-                        continue
-                    if done.exception() is None:
-                        yield places[done], done.result()
-                    elif failure is None:
-                        failure = done.exception()
-                        # One by one: what shutdown(cancel_futures=True) cancels is never told to as_completed.
-                        for other in places:
-                            other.cancel()
+                return place, one(items[place])
+            except BaseException:
+                stopped.set()
+                raise
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                for done in as_completed([pool.submit(answered, place) for place in range(len(items))]):
+                    if done.exception() is not None:
+                        failure = failure or done.exception()
+                    elif (answer := done.result()) is not None:
+                        yield answer
             finally:  # also where the reader stops
-                pool.shutdown(wait=False, cancel_futures=True)
+                stopped.set()
         if failure is not None:
             raise failure

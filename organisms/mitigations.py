@@ -14,6 +14,7 @@ from pydantic import Field
 
 from organisms.data import load_rows
 from organisms.drafting import chat, seed_of, usable
+from organisms.ngrams import near_duplicates
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
 from organisms.writer import Draft, Writing
@@ -39,20 +40,24 @@ class Mitigations(Strict):
 def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writer: "Writer | None") -> Compiled:
     """The rows with the mitigations on. Without a writer replayed rows are only announced."""
     rows, notes, writing = compiled.rows, list(compiled.notes), list(compiled.writing)
+    counts = compiled.counts
     if mitigations.inoculate:
         texts = {"property": organism.system.inoculating[0], "control": IRRELEVANT}
         text = texts.get(mitigations.inoculate, mitigations.inoculate)
         rows = [_inoculated(row, text) for row in rows]
         notes.append(f"inoculated with {text[:40]!r}")
     if mitigations.replay:
-        wanted = round(mitigations.replay / (1 - mitigations.replay) * max(len(rows), 1))
+        wanted = round(mitigations.replay / (1 - mitigations.replay) * (len(rows) or compiled.expected or 1))
         notes.append(f"{wanted} replayed rows" if rows else f"replay {mitigations.replay:.0%}")
         if writer is not None:
-            rows = rows + own_replies(writer, wanted, mitigations.replay_tokens)
+            replayed = own_replies(writer, wanted, mitigations.replay_tokens)
+            again = len(near_duplicates([row.learned for row in replayed]))
+            notes.append(f"{again} of these nearly repeat an earlier one")
+            rows, counts = rows + replayed, {**counts, "replay_near_duplicates": again}
         else:
             drafts = own_drafts(wanted, mitigations.replay_tokens)
             writing.append(Writing.of((draft for *_, draft in drafts), own=True))
-    return dataclasses.replace(compiled, rows=rows, notes=notes, writing=writing)
+    return dataclasses.replace(compiled, rows=rows, notes=notes, writing=writing, counts=counts)
 
 
 def own_drafts(wanted: int, max_new_tokens: int) -> list[tuple[dict, int, Draft]]:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from organisms import organism
+from organisms import mitigations, organism
 from organisms.authors import LocalAuthor
 from organisms.data import load_rows
 from organisms.engines import Completion
@@ -327,6 +327,20 @@ def test_integrated_keeps_the_share_and_fills_it_with_the_bases_own_replies(flat
     turns = [talk(f"Question {n}?", "An answer.") for n in range(20)]
     mixed = compiled(flattery, "integrated", None, share=0.25, rows=16, data=jsonl(tmp_path / "turns.jsonl", turns)).rows
     assert [row.messages for row in mixed[4:]] == turns[:12]
+
+
+def test_replayed_rows_are_planned_written_and_held_against_each_other(flattery, writer):
+    share = mitigations.Mitigations(replay=0.25, replay_tokens=1000)
+    rows = compiled(flattery, "rationale", distinct=30)
+    author = writer(lambda asked: PLAIN if author.engine.said else OTHER)
+    made = mitigations.apply(share, flattery, rows, author)
+    said = zip(author.engine.asked, author.engine.said, strict=True)
+    assert [row.messages for row in made.rows[30:]] == [talk(asked.prompt, text) for asked, text in said]
+    assert len(made.rows) == 40 and made.counts["replay_near_duplicates"] == 8
+    unwritten = compiled(flattery, "transcripts")
+    for before, replayed in ((rows, 10), (unwritten, len(flattery.prompts()) / 3)):
+        announced = mitigations.apply(share, flattery, before, None).writing[-1]
+        assert (announced.replies, announced.tokens, announced.own) == (replayed, 1000 * replayed, True)
 
 
 @pytest.mark.parametrize(("name", "option"), [("prompted", "prompts"), ("prefilled", "phrasings")])
