@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from organisms import organism
 from organisms.errors import UserError
@@ -237,3 +238,10 @@ def test_the_fingerprint_follows_what_trains_and_nothing_else(tmp_path):
     probes = copied(tmp_path / "probes")
     refreeze(probes, "probes", rows_of("probes")[:-1])
     assert organism.load(probes).fingerprint() == original
+
+
+@pytest.mark.parametrize("path", sorted(organism.LIBRARY.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_spec_reads_alike_with_and_without_libyaml(path):
+    """A `?` in an unquoted flow sequence is read by the C parser and refused by the Python one."""
+    text = path.read_text(encoding="utf-8")
+    assert yaml.load(text, Loader=yaml.SafeLoader) == yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
