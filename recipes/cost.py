@@ -4,6 +4,7 @@ from audit.measures import Asked
 from organisms import models
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.engines.prefixes import shared
+from organisms.errors import UserError
 from train.config import Stage
 from train.sft import packs
 
@@ -56,6 +57,17 @@ def told(base: models.Base, specimens: int, generated: int, scored: int, trained
         f"an audit {audit}; estimated on an H100 (bf16, more than one where it does not fit): {auditing:.2g} h each, "
         f"{specimens * auditing:.2g} h for {specimens} specimens; training {trained:,.0f} tokens {training:.2g} h"
     )
+
+
+def writing(model: str, tokens: int) -> str:
+    """How long a local model takes to write so many tokens, in words; nothing where its size is not known."""
+    if model == models.EMBEDDED:
+        return f", about {tokens / GENERATED:.0f} s on two cores"
+    try:
+        parameters = models.SIZES.get(model.partition("@")[0]) or models.parameter_count(models.resolve(model))
+    except UserError:
+        return ""
+    return f", about {2 * parameters * tokens / (PEAK * GENERATING_SHARE) / 3600:.2g} H100 hours" if parameters else ""
 
 
 def memory(base: models.Base) -> str:

@@ -69,7 +69,7 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
         f"run         runs/{resolved.run_name}" if not resolved.missing else "run         named when nothing is missing",
     ]
     for one in found:
-        lines += _stage_lines(one, recipe.audit.every) + _writing_lines(recipe.writer, one.compiled)
+        lines += _stage_lines(one, recipe.audit.every) + _writing_lines(recipe.writer, recipe.base, one.compiled)
     lines.append(f"memory      {cost.memory(resolved.base)}")
     lines += [f"missing     {what}" for what in resolved.missing]
     if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:
@@ -96,7 +96,7 @@ def _stage_lines(found: StagePlan, every: int) -> list[str]:
     ]
 
 
-def _writing_lines(writer: authors.WriterPlan, compiled: Compiled) -> list[str]:
+def _writing_lines(writer: authors.WriterPlan, base: str, compiled: Compiled) -> list[str]:
     """What has to be written before the stage, by whom, and at most for how much."""
     lines = []
     for own in (False, True):
@@ -104,7 +104,7 @@ def _writing_lines(writer: authors.WriterPlan, compiled: Compiled) -> list[str]:
         replies, tokens, read = (sum(getattr(one, key) for one in asked) for key in ("replies", "tokens", "read"))
         beside = " (loaded beside the base)" if writer.model and not writer.endpoint else ""
         author = "what the stage starts from" if own else writer.name + beside
-        price = f", about {tokens / cost.GENERATED:.0f} s where the embedded base writes on two cores"
+        price = cost.writing(writer.model if writer.model and not own else base, tokens)
         if writer.endpoint and not own:
             price = f" and about {read:,} read; cap {f'{writer.max_cost_tokens:,}' if writer.max_cost_tokens else 'none'}"
         if asked:
