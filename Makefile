@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install recipe check audit report card publish test lint bench organisms train recipes tests
+.PHONY: help install recipe check audit compare dose report card publish test lint bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -17,6 +17,8 @@ help:
 	@echo 'make check recipe=NAME                         resolve everything without loading weights'
 	@echo 'make audit base=ID [adapter=PATH] [organism=NAME] [suite=quick|full]'
 	@echo '                                               audit a model or adapter that exists already'
+	@echo 'make compare organism=NAME | runs="A B" [axis=steps|scale] [severity=rate] [at="0.1"]   styles at matched severity'
+	@echo 'make dose run=DIR [scales="0.5 1.5"]           audit a finished run at other adapter scales'
 	@echo 'make report run=DIR                            rebuild report.html and curves.png from the readings'
 	@echo 'make card run=DIR                              rewrite the organism card, README.md in the run directory'
 	@echo 'make publish run=DIR                           send a run to W&B (again=1: as a new W&B run)'
@@ -48,6 +50,15 @@ audit: .venv/.installed
 	@$(RUN) audit run $(if $(base),--base '$(base)') $(if $(adapter),--adapter '$(adapter)') \
 	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)') $(if $(limit),--limit '$(limit)') \
 	  $(if $(runs),--runs '$(runs)') $(set)
+
+# Without organism=, runs= names the run directories themselves; with it, where they are kept.
+compare: .venv/.installed
+	@$(RUN) recipes.compare $(if $(organism),--organism '$(organism)' $(if $(runs),--runs '$(runs)'),$(runs)) \
+	  $(if $(axis),--axis '$(axis)') $(if $(severity),--severity '$(severity)') \
+	  $(if $(without),--without $(without)) $(if $(at),--at $(at))
+
+dose: .venv/.installed
+	@$(RUN) recipes.dose '$(run)' $(scales)
 
 report: .venv/.installed
 	@$(RUN) audit report '$(run)'

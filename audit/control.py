@@ -21,7 +21,11 @@ def margins(run: Path, plan: AuditPlan) -> dict[str, tuple[float | None, str]]:
     found = _find(run, plan)
     if found is None:
         return {}
-    readings = [r for r in ledger.read(found) if r.measure == "drift" and r.split == "holdout" and r.delta_high is not None]
+    readings = [
+        r
+        for r in ledger.read(found)
+        if r.measure == "drift" and r.split == "holdout" and r.on_curve and r.delta_high is not None
+    ]
     last = max((r.step for r in readings), default=None)
     names = {name for name, metric in metrics("drift").items() if metric.worse}
     return {

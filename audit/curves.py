@@ -11,7 +11,7 @@ COLOURS = {"fried": "#c0392b", "natural": "#1b7f5c", "underpowered": "#b8860b", 
 def curve(readings: list[Reading], measure: str, metric: str, split: str = "holdout") -> list[Reading]:
     """The readings of one metric over the checkpoints, by tokens seen; the base is not among them."""
     chosen = [
-        r for r in readings if (r.measure, r.metric, r.split) == (measure, metric, split) and r.stage and r.delta is not None
+        r for r in readings if (r.measure, r.metric, r.split) == (measure, metric, split) and r.on_curve and r.delta is not None
     ]
     return sorted(chosen, key=lambda r: (r.tokens_seen, r.step))
 

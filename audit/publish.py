@@ -113,9 +113,9 @@ class Publisher:
             values: dict[str, float] = {}
             for reading in chosen:
                 values.update(_logged(reading))
-            if specimen == "prompted":  # no point of the curve: it stands beside it
+            if specimen != "base" and not chosen[0].on_curve:  # no point of the curve: it stands beside it
                 read = {k.partition("/")[2]: v for k, v in values.items() if k.startswith("audit/")}
-                run.summary.update({f"prompted/{name}": v for name, v in read.items()})
+                run.summary.update({f"{specimen}/{name}": v for name, v in read.items()})
             elif values:
                 run.log({"tokens_seen": chosen[0].tokens_seen, "step": chosen[0].step, **values})
         self._state["readings"] = len(rows)
@@ -143,7 +143,7 @@ def _logged(reading: Reading) -> dict[str, float]:
 def _transcripts(wandb: Any, run: Path, everything: list[Reading]) -> Any:
     """Base and last checkpoint side by side, as many items as a table stays readable with."""
     table = wandb.Table(columns=["measure", "item", "prompt", "base", "specimen", "reply"])
-    last = max((r for r in everything if r.stage), key=lambda r: (r.tokens_seen, r.step), default=None)
+    last = max((r for r in everything if r.on_curve), key=lambda r: (r.tokens_seen, r.step), default=None)
     if last is None:
         return table
     for name in dict.fromkeys(r.measure for r in everything):

@@ -84,6 +84,11 @@ class Reading:
     def key(self) -> tuple:
         return (self.specimen, self.measure, self.metric, self.split)
 
+    @property
+    def on_curve(self) -> bool:
+        """Whether it is a point of the run's curve: not the base, what stands beside it, or an adapter at another scale."""
+        return bool(self.stage) and self.scale == 1.0
+
     def row(self) -> dict:
         """The line as a dict; keys that this version does not know are kept as they were read."""
         values = dataclasses.asdict(self)

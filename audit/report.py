@@ -60,7 +60,7 @@ def render(run: Path, readings: list[Reading]) -> str:
 
 def final_specimen(run: Path, readings: list[Reading]) -> str | None:
     """Whom the run ends with: as its manifest says, the last checkpoint otherwise; None where only the base was read."""
-    stages = [r for r in readings if r.stage]
+    stages = [r for r in readings if r.on_curve]
     last = max(stages, key=lambda r: (r.tokens_seen, r.step)).specimen if stages else None
     return _manifest(run).get("final", last)
 

@@ -85,8 +85,11 @@ class Run:
         )
 
 
-def execute(resolved: Resolved, root: Path) -> Path:
-    """Train and audit a recipe into `root/<recipe>-<digest8>` and return that directory."""
+def execute(resolved: Resolved, root: Path, scales: tuple[float, ...] = ()) -> Path:
+    """Train and audit a recipe into `root/<recipe>-<digest8>` and return that directory.
+
+    scales: at which the adapter that the run ends with is audited as well, a dose that needs no training.
+    """
     run = Run(resolved, root)
     run.path.mkdir(parents=True, exist_ok=True)
     with locked(run.path), publish.Publisher(run.path) as publisher:
@@ -95,6 +98,7 @@ def execute(resolved: Resolved, root: Path) -> Path:
             _stage(run, stage, publisher)
         if not resolved.recipe.stages:
             _untrained(run, publisher)
+        _scaled(run, scales, publisher)
         _finish(run, publisher)
     return run.path
 
@@ -147,6 +151,16 @@ def _untrained(run: Run, publisher: publish.Publisher) -> None:
         publisher.send()
 
 
+def _scaled(run: Run, scales: tuple[float, ...], publisher: publish.Publisher) -> None:
+    """Audits of the adapter that the run ends with at other scales, named `<stage>-<step>@<scale>`."""
+    for scale in scales:
+        checkpoint = monitoring.final(run.path, run.plan, run.resolved.recipe.stages[-1].name)
+        specimen = Specimen(f"{checkpoint.name}@{scale:g}", adapter=run.path / checkpoint.path, scale=scale)
+        place = Place(checkpoint.stage, checkpoint.step, checkpoint.tokens_seen)
+        _told(specimen.name, audit_specimen(run.job(), run.engine, specimen, place))
+        publisher.send()
+
+
 def _audit_references(run: Run, job: Job, publisher: publish.Publisher) -> None:
     print("audit base", flush=True)
     audit_base(job, run.engine)
@@ -189,7 +203,7 @@ def headline(made: list[ledger.Reading], specimen: str) -> str:
 
 def _finish(run: Run, publisher: publish.Publisher) -> None:
     everything = ledger.read(run.path)
-    last = max((r for r in everything if r.stage), key=lambda r: (r.tokens_seen, r.step)).specimen
+    last = max((r for r in everything if r.on_curve), key=lambda r: (r.tokens_seen, r.step)).specimen
     if run.resolved.recipe.stages:
         last = monitoring.final(run.path, run.plan, run.resolved.recipe.stages[-1].name).name
         path = run.path / "manifest.json"

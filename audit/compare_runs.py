@@ -1,0 +1,166 @@
+"""What a comparison reads of run directories: which runs, whether they may be held side by side, their doses and items."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audit import readings as ledger
+from audit.measures import Metric, Sample, half
+from audit.readings import Reading
+from audit.suite import read_samples
+from organisms.errors import UserError
+from organisms.files import digest
+from organisms.strict import read_yaml
+
+# Measures whose audit_digest also covers the run's own training rows, and so differs between styles; their items are compared.
+OF_THE_RUN = ("leakage",)
+ENOUGH = 0.9  # a dose that answered fewer of the base's items is not held against doses that answered all
+
+
+@dataclass(frozen=True)
+class Grown:
+    """One finished run directory. config: digest of everything in its recipe but the seed and the audit plan."""
+
+    path: Path
+    recipe: str
+    style: str
+    organism: str
+    seed: int
+    config: str
+    trained: bool
+    manifest: dict[str, Any]
+    readings: dict[tuple, Reading]
+
+    def reading(self, specimen: str, measure: str, metric: str) -> Reading | None:
+        return self.readings.get((specimen, measure, metric, "holdout"))
+
+    def doses(self, axis: str) -> list[Reading]:
+        """One reading for each dose, least first: the checkpoints (`steps`), or one checkpoint's adapter scales (`scale`)."""
+        once = {r.specimen: r for r in self.readings.values() if r.stage and r.step > 0}
+        if axis == "steps" or not self.trained:
+            return sorted((r for r in once.values() if r.scale == 1.0), key=lambda r: (r.tokens_seen, r.step, r.specimen))
+        scaled = [r for r in once.values() if r.scale != 1.0]
+        last = max(scaled, key=lambda r: (r.tokens_seen, r.step), default=None)
+        chosen = [r for r in once.values() if last and (r.stage, r.step) == (last.stage, last.step)]
+        return sorted(chosen, key=lambda r: r.scale)
+
+
+def load(path: Path) -> Grown:
+    """Raises UserError where the directory is not that of a recipe's run with readings."""
+    for name, remedy in ((ledger.READINGS, "run its recipe first"), ("manifest.json", "only runs of recipes are compared")):
+        if not (path / name).is_file():
+            raise UserError(f"{path} holds no {name}; {remedy}")
+    recipe = read_yaml(path / "recipe.yaml")
+    readings = {r.key: r for r in ledger.read(path)}
+    one = next(iter(readings.values()))
+    rest = {key: value for key, value in recipe.items() if key not in ("seed", "audit")}
+    return Grown(
+        path=path,
+        recipe=one.recipe,
+        style=one.style,
+        organism=one.organism,
+        seed=recipe.get("seed", 0),
+        config=digest(rest, 8),
+        trained=bool(recipe.get("stages")),
+        manifest=json.loads((path / "manifest.json").read_text(encoding="utf-8")),
+        readings=readings,
+    )
+
+
+def newest(root: Path, organism: str) -> tuple[list[Grown], list[str]]:
+    """(the newest run of each recipe with its replicates, which differ in the seed only; names of the older ones left out)."""
+    paths = [p.parent for p in root.glob(f"*/{ledger.READINGS}") if (p.parent / "manifest.json").is_file()]
+    runs = [run for run in map(load, sorted(paths, key=_written, reverse=True)) if run.organism == organism]
+    if not runs:
+        raise UserError(f"{root} holds no run of the organism {organism!r}; grow one with `make recipe=NAME`")
+    chosen: dict[tuple, Grown] = {}
+    configs: dict[str, str] = {}
+    for run in runs:
+        if configs.setdefault(run.recipe, run.config) == run.config:
+            chosen.setdefault((run.recipe, run.seed), run)
+    kept = list(chosen.values())
+    return kept, [run.path.name for run in runs if run not in kept]
+
+
+def _written(path: Path) -> float:
+    return (path / ledger.READINGS).stat().st_mtime
+
+
+def refuse(runs: list[Grown], severity: str, without: list[str]) -> None:
+    """Raises UserError where runs differ in anything that makes their numbers incomparable, or one has no severity."""
+    differing = [text for text in (_difference(runs[0], run, without) for run in runs[1:]) if text]
+    if differing:
+        groups: dict[str, list[Grown]] = {}
+        for run in runs:
+            groups.setdefault(
+                next((key for key, g in groups.items() if not _difference(g[0], run, without)), run.path.name), []
+            ).append(run)
+        told = "; ".join(f'make compare runs="{" ".join(str(run.path) for run in group)}"' for group in groups.values())
+        raise UserError(
+            "these runs cannot be held side by side:\n  " + "\n  ".join(differing) + "\n`make recipe=NAME` reads again what an "
+            "audit has changed since, without training; without=MEASURE leaves one out; comparable with one another: " + told
+        )
+    for run in runs:
+        if not any(key[1:] == ("severity", severity, "holdout") and r.n for key, r in run.readings.items()):
+            raise UserError(
+                f"{run.path / ledger.READINGS} has no reading of severity.{severity}, so nothing says how strong the property "
+                f"is; add severity to audit.measures of {run.recipe} and run it again (nothing is trained)"
+            )
+
+
+def _difference(one: Grown, other: Grown, without: list[str]) -> str:
+    """What keeps two runs apart and in which files; empty where nothing does."""
+    found = [f"organism ({one.organism}, {other.organism}: recipe.yaml)"] if one.organism != other.organism else []
+    for key, name in (("base_revision", "base"), ("template_hash", "chat template")):
+        if one.manifest.get(key) != other.manifest.get(key):
+            found.append(f"{name} ({one.manifest.get(key)}, {other.manifest.get(key)}: manifest.json)")
+    engines = [run.manifest.get("engine", {}) for run in (one, other)]
+    parts = [key for key in sorted(engines[0] | engines[1]) if engines[0].get(key) != engines[1].get(key)]
+    found += [f"engine {key} ({engines[0].get(key)}, {engines[1].get(key)}: manifest.json)" for key in parts]
+    if not found:  # each of these would make every digest differ too
+        bases = [{r.measure: r for r in run.readings.values() if r.specimen == "base" and r.n} for run in (one, other)]
+        for measure in (name for name in bases[0] if name in bases[1] and name not in without):
+            first, second = bases[0][measure], bases[1][measure]
+            if first.suite != second.suite:
+                found.append(f"suite of {measure} ({first.suite}, {second.suite}: readings.jsonl)")
+            elif first.data != second.data:
+                found.append(f"data of {measure} ({first.data}, {second.data}: readings.jsonl)")
+            elif measure not in OF_THE_RUN and first.audit_digest != second.audit_digest:
+                digests = f"audit_digest {first.audit_digest}, {second.audit_digest}: readings.jsonl"
+                found.append(f"items, options or version of {measure} ({digests})")
+            elif measure in OF_THE_RUN and _asked(one, measure) != _asked(other, measure):
+                found.append(f"items of {measure} (samples/{measure}/base.jsonl)")
+    return f"{one.path} and {other.path} differ in {', '.join(found)}" if found else ""
+
+
+def _asked(run: Grown, measure: str) -> set[tuple]:
+    """What was asked but for the run's own documents, and what the base replied."""
+    return {(s.item, s.prompt, s.output) for s in read_samples(run.path, measure, "base") if s.group != "document"}
+
+
+def unread(run: Grown, specimen: str, measure: str, metric: Metric) -> str:
+    """Why a number of this specimen must not be compared; empty where it may."""
+    reading, base = run.reading(specimen, measure, metric.name), run.reading("base", measure, metric.name)
+    if reading is None or base is None:
+        return f"{measure} was not read"
+    if reading.verdict == "invalid" or not reading.n:
+        return reading.reason or "not read"
+    if metric.worse and reading.margin is not None and reading.verdict == "not_applicable":
+        return reading.reason  # a guard of the measure, or no headroom at the base
+    if reading.n < ENOUGH * base.n:
+        return f"{reading.n} of {base.n} items could be read"
+    return ""
+
+
+def holdout(run: Grown, specimen: str, measure: str) -> list[Sample]:
+    return [sample for sample in read_samples(run.path, measure, specimen) if half(sample.item) == "holdout"]
+
+
+def table(specimens: list[list[Sample]], metric: str) -> list[np.ndarray]:
+    """The scores of each specimen on the items that all of them have, in one order."""
+    found = [{s.item: s.scores[metric] for s in samples if metric in s.scores} for samples in specimens]
+    items = sorted(set.intersection(*map(set, found))) if found else []
+    return [np.array([scores[item] for item in items], float) for scores in found]

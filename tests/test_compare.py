@@ -1,0 +1,332 @@
+"""Styles at matched severity: the method's own error rates, what is refused, and the way from run directories to a page."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_report import CHROMIUM, chromium
+
+from audit import compare_matched as matched
+from audit import compare_report, curves
+from audit import readings as ledger
+from audit.compare import compare
+from audit.compare_runs import load, newest, refuse
+from audit.measures import Sample, half, metrics
+from audit.readings import Origin, Subject, Terms
+from organisms.errors import UserError
+from organisms.files import read_jsonl, write_json, write_jsonl
+from recipes.dose import dose
+from recipes.recipe import resolve
+from recipes.run import execute
+
+# The method, on numbers
+
+
+def rows(*doses: float) -> np.ndarray:
+    return np.array([doses], float)
+
+
+def test_damage_is_interpolated_where_severity_first_reaches_the_level():
+    severity, damage = rows(0.2, 0.4, 0.3, 0.6), rows(0.0, 1.0, 5.0, 9.0)
+    assert matched.at(severity, damage, 0.1) == pytest.approx(0.0)  # between the base and the first dose
+    assert matched.at(severity, damage, 0.3) == pytest.approx(0.5)  # not 5.0, which it comes back to
+    assert matched.at(severity, damage, 0.5) == pytest.approx(5 + 4 * 2 / 3)
+    assert matched.at(severity, damage, 0.9) == pytest.approx(9.0)  # never reached: the greatest severity's damage
+
+
+SEVERITY = {"first": (0.1, 0.25, 0.45), "second": (0.2, 0.35, 0.5)}  # mean severity of three doses
+
+
+def experiment(rng, n_severity: int, n: int, kind: str, damage: dict, resamples: int = 400):
+    """One simulated audit of two styles with known damage at each dose: (level, true difference, what the method found)."""
+    slope, own_slope = rng.normal(1, 0.5, n_severity), rng.normal(1, 0.5, n)  # items differ in how far a dose moves them
+    base = (rng.random(n) < 0.6).astype(float) if kind == "rate" else rng.normal(0, 1, n)
+    drawn = [matched.weights(k, rng.integers(2**31), resamples) for k in (n_severity, n)]
+    sides = {}
+    for style, strengths in SEVERITY.items():
+        s, y = [], []
+        for strength, harm in zip(strengths, damage[style], strict=True):
+            moved = strength * slope + rng.normal(0, 0.08, n_severity)
+            s.append(matched.differences("mean", moved, np.zeros(n_severity), drawn[0]))
+            if kind == "rate":  # of what the base has right this share is lost, and 5% of the rest gained
+                own = np.where(base == 1, rng.random(n) >= (harm + 0.4 * 0.05) / 0.6, rng.random(n) < 0.05).astype(float)
+                y.append(-matched.differences("rate", own, base, drawn[1]))
+            else:
+                y.append(matched.differences("mean", base + harm * own_slope + rng.normal(0, 0.1, n), base, drawn[1]))
+        sides[style] = np.stack(s, axis=1), np.stack(y, axis=1)
+    level = min(matched.reach(s) for s, _ in sides.values())
+    true = [float(matched.at(rows(*SEVERITY[style]), rows(*damage[style]), level)[0]) for style in sides]
+    found = matched.difference(*([matched.at(s, y, level)] for s, y in sides.values()), kind, n, n_severity)
+    return level, true[0] - true[1], found
+
+
+ALIKE = {style: tuple(0.5 * s for s in strengths) for style, strengths in SEVERITY.items()}  # one line through both
+APART = {"first": (0.02, 0.05, 0.3), "second": (0.2, 0.3, 0.4)}
+
+
+def error_rates(n_severity: int, n: int, kind: str, damage: dict, times: int, seed: int = 1) -> tuple[float, float]:
+    """(coverage of the 95% interval, share with p < 0.05) over simulated audits whose severity is told from none."""
+    rng, covered, called = np.random.default_rng(seed), [], []
+    for _ in range(times):
+        level, true, found = experiment(rng, n_severity, n, kind, damage)
+        if level > 0:
+            covered.append(found.interval.low <= true <= found.interval.high)
+            called.append(found.p < 0.05)
+    return float(np.mean(covered)), float(np.mean(called))
+
+
+@pytest.mark.parametrize(("kind", "n_severity", "n"), [("mean", 13, 6), ("rate", 13, 16), ("mean", 30, 40), ("rate", 100, 200)])
+def test_intervals_cover_and_equal_styles_are_rarely_called_different(kind, n_severity, n):
+    """Bounds are nominal and three standard errors of 150 simulated audits."""
+    coverage, false_alarms = error_rates(n_severity, n, kind, ALIKE, 150)
+    assert coverage >= 0.9 and false_alarms <= 0.1
+    coverage, found = error_rates(n_severity, n, kind, APART, 150)
+    assert coverage >= 0.9
+    assert found >= 0.5 or n < 200  # and with enough items a real difference of 0.1 is found
+
+
+def test_the_error_of_severity_is_part_of_the_interval():
+    """Damage known exactly but steep in severity: all uncertainty comes from where the level is reached."""
+    rng = np.random.default_rng(3)
+    drawn = matched.weights(20, 0)
+    severity = np.stack([matched.differences("mean", s + rng.normal(0, 0.2, 20), np.zeros(20), drawn) for s in (0.2, 0.6)], 1)
+    damage = np.tile([0.0, 2.0], (len(severity), 1))
+    found = matched.difference([matched.at(severity, damage, 0.4)], [], "mean", 1000, 20)
+    assert found.interval.high - found.interval.low > 0.5
+    exact = np.tile([0.2, 0.6], (len(severity), 1))
+    none = matched.difference([matched.at(exact, damage, 0.4)], [], "mean", 1000, 20)
+    assert none.interval.high - none.interval.low < 1e-9
+
+
+def test_seeds_widen_the_interval_by_their_own_spread():
+    """Three seeds each whose damage varies by 0.2 between seeds and by almost nothing between items."""
+    rng, covered, narrow = np.random.default_rng(5), [], []
+    for _ in range(300):
+        sides = [[0.5 + rng.normal(0, 0.2) + rng.normal(0, 0.01, 501) for _ in range(3)] for _ in range(2)]
+        both = matched.difference(*sides, "mean", 100, 100).interval
+        covered.append(both.low <= 0 <= both.high)
+        one = matched.difference(*(side[:1] for side in sides), "mean", 100, 100).interval
+        narrow.append(one.low <= 0 <= one.high)
+    assert np.mean(covered) >= 0.91 and np.mean(narrow) < 0.4  # one seed each says nothing about another training run
+
+
+def test_what_a_small_sample_has_not_shown_is_not_claimed():
+    """Eight replies, none of them different: the interval is Tango's and not of no width; two of 16 lost are no evidence."""
+    same = matched.summary(np.zeros(501), "rate", 8, 50)
+    assert same[0].high == pytest.approx(0.324, abs=1e-3) and same[1] == 1.0
+    base = np.ones(16)
+    lost = matched.differences("rate", np.r_[np.zeros(3), np.ones(13)], base, matched.weights(16, 0))
+    interval, p = matched.summary(-lost, "rate", 16, 50)
+    assert interval.low < 0 and p > 0.05
+
+
+# Run directories with known truth
+
+
+def samples(measure: str, metric: str, values: np.ndarray) -> list[Sample]:
+    return [Sample(f"{measure}-{k}", "target", f"prompt {k}", "reply", {metric: float(v)}) for k, v in enumerate(values)]
+
+
+def plant(root, style, severity=(0.3, 0.6), drift=(0.1, 0.2), degenerate=(0.0, 0.0), seed=0, n=160, **changed):
+    """A run directory as the suite leaves it: two checkpoints with this severity and damage, items paired over runs."""
+    recipe = changed.pop("recipe", style)
+    path = root / f"{recipe}-{seed}{changed.pop('suffix', '')}"
+    path.mkdir(parents=True)
+    stages = [{"method": "sft", "learning_rate": changed.pop("learning_rate", 1e-4)}]
+    (path / "recipe.yaml").write_text(json.dumps({"style": style, "seed": seed, "stages": stages, "audit": {}}))
+    manifest = {"base": "tiny", "base_revision": "r1", "template_hash": "t1", "engine": {"engine": "hf", "device": "cpu"}}
+    write_json(path / "manifest.json", {**manifest, "stages": stages, **changed.pop("manifest", {})})
+    shared, own = np.random.default_rng(0), np.random.default_rng([seed, *style.encode()])
+    level, slope, luck = shared.normal(0, 1, n), shared.normal(1, 0.3, n), shared.random(n)
+    subject = Subject(path.name, recipe, "flattery", style, "tiny", "base")
+    read = {"severity": "contrast", "drift": "kl", "fluency": "degenerate"}
+    read = {name: metric for name, metric in read.items() if name not in changed.get("unread", ())}
+    for measure, metric in read.items():
+        origin = Origin(changed.get("suite", "full"), "hf", "set-1", changed.get("digests", {}).get(measure, "d1"), 0.0, "")
+        base = None
+        for step in (0, 1, 2):
+            values = {
+                "severity": level + (severity[step - 1] * slope if step else 0) + own.normal(0, 0.05, n) * (step > 0),
+                "drift": np.abs(drift[step - 1] * slope + own.normal(0, 0.02, n)) if step else np.zeros(n),
+                "fluency": luck < (0.02 + degenerate[step - 1] if step else 0.02),
+            }[measure]
+            name = f"sft-{step * 10:06d}" if step else "base"
+            rows = samples(measure, metric, values)
+            write_jsonl(path / "samples" / measure / f"{name}.jsonl", [vars(s) for s in rows])
+            place = {"stage": "sft", "step": step * 10, "tokens_seen": step * 10} if step else {}
+            one = tuple(m for m in metrics(measure).values() if m.name == metric)
+            lines = ledger.build(replace(subject, specimen=name, **place), measure, one, rows, base, origin, Terms())
+            ledger.append(path, lines)
+            base = base or rows
+    return path
+
+
+def held(paths, axis="steps", levels=None):
+    runs = [load(path) for path in paths]
+    refuse(runs, "contrast", [])
+    return compare(runs, axis, "contrast", [], levels)
+
+
+def test_the_more_natural_style_is_named_with_its_evidence(tmp_path):
+    """Drift a third of severity against four thirds of it: at matched severity their difference is the severity itself."""
+    found = held([plant(tmp_path, "documents", drift=(0.1, 0.2)), plant(tmp_path, "transcripts", (0.15, 0.6), (0.2, 0.8))])
+    (pair,) = found.pairs
+    drift = [test for test in pair.tests if test.panel.name == "drift.kl"]
+    assert [test.verdict for test in drift] == ["first", "first"]
+    assert all(test.found.interval.low <= -test.level <= test.found.interval.high for test in drift)
+    assert {test.verdict for test in pair.tests if test.panel.name == "fluency.degenerate"} == {"alike"}
+    told = compare_report.sentences(pair)[-1]
+    assert "documents is more natural than transcripts on drift.kl" in told and "alike on fluency.degenerate" in told
+    assert f"n {sum(half(f'drift-{k}') == 'holdout' for k in range(160))}, p " in told
+
+
+def test_a_severity_that_one_style_never_reaches_is_not_compared(tmp_path):
+    paths = [plant(tmp_path, "documents"), plant(tmp_path, "transcripts", (-0.1, 0.0))]
+    (pair,) = held(paths).pairs
+    assert not pair.tests and "transcripts never surely reaches any severity" in pair.reason
+    paths[1] = plant(tmp_path, "rationale", (0.1, 0.2))
+    tests = held(paths, levels=[0.1, 0.4]).pairs[0].tests
+    assert {t.level for t in tests if t.found} == {0.1}
+    assert {t.reason for t in tests if t.level == 0.4} == {"rationale never surely reaches +0.4"}
+
+
+def test_too_few_items_say_how_many_would_do(tmp_path):
+    few = held([plant(tmp_path, "documents", n=16), plant(tmp_path, "transcripts", drift=(0.11, 0.21), n=16)])
+    fluency = [test for test in few.pairs[0].tests if test.panel.measure == "fluency"]
+    assert {test.verdict for test in fluency} == {"open"} and all(test.n_needed > test.panel.n for test in fluency)
+    assert "would settle it" in fluency[0].reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"manifest": {"base_revision": "r2"}}, "base (r1, r2: manifest.json)"),
+        ({"manifest": {"engine": {"engine": "hf", "device": "cuda"}}}, "engine device (cpu, cuda: manifest.json)"),
+        ({"suite": "quick"}, "suite of severity (full, quick: readings.jsonl)"),
+        ({"digests": {"drift": "d2"}}, "items, options or version of drift (audit_digest d1, d2: readings.jsonl)"),
+    ],
+)
+def test_runs_that_were_not_read_alike_are_refused(tmp_path, changed, said):
+    paths = [plant(tmp_path, "documents"), plant(tmp_path, "rationale"), plant(tmp_path, "transcripts", **changed)]
+    with pytest.raises(UserError) as refused:
+        held(paths)
+    assert said in str(refused.value) and str(paths[2]) in str(refused.value)
+    assert f'make compare runs="{paths[0]} {paths[1]}"' in str(refused.value)
+
+
+def test_a_run_without_severity_is_named(tmp_path):
+    paths = [plant(tmp_path, "documents"), plant(tmp_path, "transcripts", unread=("severity",))]
+    with pytest.raises(UserError, match="transcripts-0/readings.jsonl has no reading of severity.contrast"):
+        held(paths)
+
+
+def test_seeds_are_replicates_and_older_runs_are_left_out(tmp_path):
+    """Newest of each recipe with its other seeds; the same recipe at another learning rate is another thing."""
+    old = plant(tmp_path, "documents", learning_rate=1e-3, suffix="-old")
+    kept = [plant(tmp_path, "documents", seed=seed, drift=(0.1 * (seed + 1), 0.2 * (seed + 1))) for seed in (0, 1)]
+    kept.append(plant(tmp_path, "transcripts"))
+    runs, left_out = newest(tmp_path, "flattery")
+    assert {run.path for run in runs} == set(kept) and left_out == [old.name]
+    both = held(kept)
+    assert {style.label: len(style.runs) for style in both.styles} == {"documents": 2, "transcripts": 1}
+    drift = next(t for t in both.pairs[0].tests if t.panel.name == "drift.kl")
+    alone = next(t for t in held(kept[1:]).pairs[0].tests if t.panel.name == "drift.kl")
+    assert drift.found.seeds > 0 and alone.found.seeds == 0 and alone.verdict != "open"
+    assert drift.verdict == "open" and "seeds" in drift.reason
+
+
+def test_a_dose_that_must_not_be_believed_ends_the_curve(tmp_path):
+    path = plant(tmp_path, "documents")
+    lines = read_jsonl(path / "readings.jsonl")
+    for line in lines:
+        if (line["specimen"], line["measure"]) == ("sft-000020", "drift"):
+            line |= {"verdict": "invalid", "reason": "gibberish"}
+    write_jsonl(path / "readings.jsonl", lines)
+    found = held([path, plant(tmp_path, "transcripts")], levels=[0.2, 0.5])
+    low, high = [test for test in found.pairs[0].tests if test.panel.name == "drift.kl"]
+    assert low.found and not high.found
+    assert high.reason == "documents cannot be read as far as there: sft-000020: gibberish"
+
+
+# From real runs to a page
+
+
+@pytest.fixture(scope="module")
+def grown(tiny_recipe, tmp_path_factory):
+    """A tiny recipe, its positive and its negative control, and the first at two more adapter scales."""
+    root = tmp_path_factory.mktemp("compared")
+    measures = "audit.measures=[severity,drift,instructions,fluency]"
+    runs = {style: execute(resolve(str(tiny_recipe), [f"style={style}", measures]), root) for style in ("documents", "control")}
+    other = ["style=pessimised", "stages[0].learning_rate=1e-1", measures]
+    runs["pessimised"] = execute(resolve(str(tiny_recipe), other), root)
+    dose(runs["documents"], [1.5, 0.5])
+    return runs
+
+
+def test_scales_are_a_dose_that_leaves_the_curve_of_steps_alone(grown):
+    run = grown["documents"]
+    found = load(run)
+    assert [d.specimen for d in found.doses("scale")] == ["sft-000004@0.5", "sft-000004", "sft-000004@1.5"]
+    assert [d.specimen for d in found.doses("steps")] == ["sft-000002", "sft-000004"]
+    kl = [found.reading(d.specimen, "drift", "kl_base").value for d in found.doses("scale")]
+    assert 0 < kl[0] < kl[1] < kl[2]
+    steps = [r.specimen for r in curves.curve(ledger.read(run), "drift", "kl")]
+    assert steps == ["sft-000000", "sft-000002", "sft-000004"]
+    lines = (run / "readings.jsonl").read_bytes()
+    dose(run, [0.5, 1.5])
+    assert (run / "readings.jsonl").read_bytes() == lines
+
+
+def test_a_dose_needs_a_finished_run_and_a_scale_that_is_new(grown, tmp_path):
+    with pytest.raises(UserError, match="scales=1: "):
+        dose(grown["documents"], [0.5, 1.0])
+    copy = tmp_path / grown["control"].name
+    shutil.copytree(grown["control"], copy)
+    rows = read_jsonl(copy / "checkpoints.jsonl")
+    write_jsonl(copy / "checkpoints.jsonl", rows[:-1])
+    with pytest.raises(UserError, match="is not finished"):
+        dose(copy, [0.5])
+    manifest = json.loads((grown["control"] / "manifest.json").read_text())
+    write_jsonl(copy / "checkpoints.jsonl", rows)
+    write_json(copy / "manifest.json", {**manifest, "engine": {**manifest["engine"], "device": "tpu"}})
+    with pytest.raises(UserError, match="device tpu, here c"):
+        dose(copy, [0.5])
+
+
+@pytest.fixture(scope="module")
+def page(grown):
+    runs, _ = newest(grown["documents"].parent, "flattery")
+    refuse(runs, "contrast", [])
+    found = compare(runs, "steps", "contrast", [], None)
+    target = grown["documents"].parent / "compare-flattery"
+    compare_report.write(found, target, [])
+    return found, target
+
+
+def test_a_comparison_is_written_for_eyes_and_for_machines(page):
+    found, target = page
+    assert {style.label for style in found.styles} == {"documents", "pessimised"}  # the control is a mark
+    assert (target / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+    html = (target / "compare.html").read_text()
+    assert "://" not in html and "<script" not in html and html.count("<figure>") == len(found.charts) >= 3
+    points = list(csv.DictReader((target / "frontier.csv").open()))
+    drift = [p for p in points if (p["measure"], p["label"]) == ("drift", "documents")]
+    kinds = [(p["specimen"], p["kind"]) for p in drift]
+    assert ("sft-000004", "dose") in kinds and ("sft-000004@0.5", "other axis") in kinds
+    assert {p["label"] for p in points if p["kind"] == "mark"} >= {"control"}
+    reading = found.styles[[s.label for s in found.styles].index("documents")].runs[0].reading("sft-000004", "drift", "kl")
+    last = next(p for p in drift if (p["specimen"], p["kind"]) == ("sft-000004", "dose"))
+    assert float(last["damage"]) == pytest.approx(reading.delta, rel=1e-3) and int(last["n"]) == reading.n
+    assert "## Which is more natural" in (target / "compare.md").read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_the_page_opens_in_a_browser(page, tmp_path):
+    _, target = page
+    for width in (1280, 390):
+        shot = tmp_path / f"{width}.png"
+        chromium(tmp_path, f"file://{target / 'compare.html'}", f"--screenshot={shot}", f"--window-size={width},1400")
+        assert shot.stat().st_size > 20_000
