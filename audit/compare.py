@@ -99,6 +99,10 @@ def compare(runs: list[Grown], axis: str, severity: str, without: list[str], lev
         raise UserError(f"none of {', '.join(run.path.name for run in runs)} is a trained style with {wanted}")
     marks = _marks(runs)
     (strength,) = _panels(runs, marks, "severity", [metrics("severity")[severity]])
+    if strength.n < 2:
+        raise UserError(
+            f"these runs share {strength.n} holdout items of {strength.name}, so severity cannot be matched; read more"
+        )
     panels = []
     for name in (name for name in MEASURES if name not in without):
         panels += _panels(runs, marks, name, [metric for metric in metrics(name).values() if metric.worse])
@@ -131,7 +135,8 @@ def _marks(runs: list[Grown]) -> dict[str, tuple[Grown, str]]:
         if run.style == "control":
             others = [r for r in runs if r.style != "control" and r.manifest.get("stages") == run.manifest.get("stages")]
             label = "control" if others else "control of other stages"
-            marks.setdefault(label, (run, run.doses("steps")[-1].specimen))
+            for dose in run.doses("steps")[-1:]:
+                marks.setdefault(label, (run, dose.specimen))
         elif not run.trained:
             marks |= {dose.specimen: (run, dose.specimen) for dose in run.doses("steps")}
     return marks
@@ -172,13 +177,13 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
 
 
 def _reach(style: Style, severity: Panel, axis: str) -> float:
-    curves = [severity.curve(run, axis) for run in style.runs if severity.doses[run.path.name, axis] and severity.n > 1]
+    curves = [severity.curve(run, axis) for run in style.runs if severity.doses[run.path.name, axis]]
     return min(map(matched.reach, curves)) if len(curves) == len(style.runs) else 0.0
 
 
 def most(style: Style, severity: Panel, axis: str) -> float | None:
     """The greatest severity at any dose, the mean over seeds; None where there is none."""
-    curves = [severity.curve(run, axis) for run in style.runs if severity.doses[run.path.name, axis] and severity.n > 1]
+    curves = [severity.curve(run, axis) for run in style.runs if severity.doses[run.path.name, axis]]
     return float(np.mean([curve[0].max() for curve in curves])) if curves else None
 
 

@@ -55,6 +55,8 @@ def load(path: Path) -> Grown:
             raise UserError(f"{path} holds no {name}; {remedy}")
     recipe = read_yaml(path / "recipe.yaml")
     readings = {r.key: r for r in ledger.read(path)}
+    if not readings:
+        raise UserError(f"{path / ledger.READINGS} is empty; run its recipe first")
     one = next(iter(readings.values()))
     rest = {key: value for key, value in recipe.items() if key not in ("seed", "audit")}
     return Grown(
@@ -72,8 +74,9 @@ def load(path: Path) -> Grown:
 
 def newest(root: Path, organism: str) -> tuple[list[Grown], list[str]]:
     """(the newest run of each recipe with its replicates, which differ in the seed only; names of the older ones left out)."""
-    paths = [p.parent for p in root.glob(f"*/{ledger.READINGS}") if (p.parent / "manifest.json").is_file()]
+    paths = [p.parent for p in root.glob(f"*/{ledger.READINGS}") if (p.parent / "manifest.json").is_file() and p.stat().st_size]
     runs = [run for run in map(load, sorted(paths, key=_written, reverse=True)) if run.organism == organism]
+    runs = [run for run in runs if run.doses("steps")]
     if not runs:
         raise UserError(f"{root} holds no run of the organism {organism!r}; grow one with `make recipe=NAME`")
     chosen: dict[tuple, Grown] = {}
