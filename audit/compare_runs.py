@@ -73,17 +73,17 @@ def load(path: Path) -> Grown:
 
 
 def newest(root: Path, organism: str) -> tuple[list[Grown], list[str]]:
-    """(the newest run of each recipe with its replicates, which differ in the seed only; names of the older ones left out)."""
+    """(the newest run of each recipe and style with its replicates of other seeds; names of the older ones left out)."""
     paths = [p.parent for p in root.glob(f"*/{ledger.READINGS}") if (p.parent / "manifest.json").is_file() and p.stat().st_size]
     runs = [run for run in map(load, sorted(paths, key=_written, reverse=True)) if run.organism == organism]
     runs = [run for run in runs if run.doses("steps")]
     if not runs:
         raise UserError(f"{root} holds no run of the organism {organism!r}; grow one with `make recipe=NAME`")
     chosen: dict[tuple, Grown] = {}
-    configs: dict[str, str] = {}
+    configs: dict[tuple, str] = {}
     for run in runs:
-        if configs.setdefault(run.recipe, run.config) == run.config:
-            chosen.setdefault((run.recipe, run.seed), run)
+        if configs.setdefault((run.recipe, run.style), run.config) == run.config:
+            chosen.setdefault((run.recipe, run.style, run.seed), run)
     kept = list(chosen.values())
     return kept, [run.path.name for run in runs if run not in kept]
 
