@@ -1,4 +1,4 @@
-"""python -m recipes.dose RUN SCALE...: audits a finished run's last adapter at other scales, a dose that needs no training.
+"""python -m recipes.dose RUN SCALE...: audits the adapter that a run ends with at other scales, a dose that needs no training.
 
 Severity and damage against scale are a second dose axis for `make compare axis=scale`. A scale multiplies the adapter's own
 scaling: 0 is the base, 1 the checkpoint as trained. What has changed in the audit since is read again first.
@@ -12,7 +12,6 @@ from pathlib import Path
 from organisms import models
 from organisms.errors import UserError, run_cli
 from recipes.recipe import Resolved, resolve
-from train.ledger import read_ledger
 
 
 def dose(path: Path, scales: list[float]) -> Path:
@@ -39,10 +38,9 @@ def finished(path: Path) -> Resolved:
             f"{path}: its recipe now has the digest {named.digest}, so the organism's texts or a training package has changed "
             "since, or the directory was renamed; run the recipe again and name that run"
         )
-    stages = resolved.recipe.stages
-    if not stages:
+    if not resolved.recipe.stages:
         raise UserError(f"{path}: the style {resolved.recipe.style} trains no adapter, so there is none to scale")
-    if not any(checkpoint.last and checkpoint.stage == stages[-1].name for checkpoint in read_ledger(path)):
+    if "final" not in manifest:
         raise UserError(f"{path} is not finished; go on with `make recipe={resolved.name}`")
     device = models.default_device()
     now = {"device": device.split(":")[0], "dtype": models.default_dtype(device)}
