@@ -12,7 +12,8 @@ from itertools import combinations, product
 import numpy as np
 
 from audit import compare_matched as matched
-from audit.compare_runs import Grown, holdout, table, unread
+from audit import compare_runs
+from audit.compare_runs import Grown, holdout, table
 from audit.config import MEASURES
 from audit.frontier import Chart, Line, Point
 from audit.measures import Metric, metrics
@@ -80,7 +81,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """reach: style -> the severity it is sure to reach. unit: of severity."""
+    """reach: style -> the severity it surely reaches. unit: of severity. unread: headline -> why it is not compared at all."""
 
     axis: str
     severity: Panel
@@ -89,6 +90,7 @@ class Comparison:
     reach: dict[str, float]
     pairs: list[Pair]
     charts: list[Chart]
+    unread: dict[str, str]
 
 
 def compare(runs: list[Grown], axis: str, severity: str, without: list[str], levels: list[float] | None) -> Comparison:
@@ -106,11 +108,12 @@ def compare(runs: list[Grown], axis: str, severity: str, without: list[str], lev
     panels = []
     for name in (name for name in MEASURES if name not in without):
         panels += _panels(runs, marks, name, [metric for metric in metrics(name).values() if metric.worse])
+    unread = {p.name: next(iter(p.ends.values()), "too few items") for p in panels if p.n < 2 and p.metric.headline}
     panels = [panel for panel in panels if panel.n > 1]
     reach = {style.label: _reach(style, strength, axis) for style in styles}
     pairs = [_pair(first, second, strength, panels, axis, reach, levels) for first, second in combinations(styles, 2)]
     charts = [_chart(styles, marks, strength, panel, axis) for panel in panels if panel.metric.headline]
-    return Comparison(axis, strength, strength.metric.unit or "share of replies", styles, reach, pairs, charts)
+    return Comparison(axis, strength, strength.metric.unit or "share of replies", styles, reach, pairs, charts, unread)
 
 
 def _styles(runs: list[Grown]) -> list[Style]:
@@ -156,12 +159,12 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
     doses, ends = {}, {}
     for run, axis in product(runs, AXES):
         names = [dose.specimen for dose in run.doses(axis)]
-        stop = next((k for k, name in enumerate(names) if unread(run, name, measure, metric)), len(names))
+        stop = next((k for k, name in enumerate(names) if compare_runs.unread(run, name, measure, metric)), len(names))
         doses[run.path.name, axis] = names[:stop]
         if stop < len(names):
-            ends[run.path.name, axis] = f"{names[stop]}: {unread(run, names[stop], measure, metric)}"
+            ends[run.path.name, axis] = f"{names[stop]}: {compare_runs.unread(run, names[stop], measure, metric)}"
     keys = [(run, name) for (run, _), names in doses.items() for name in names]
-    keys += [(run.path.name, name) for run, name in marks.values() if not unread(run, name, measure, metric)]
+    keys += [(run.path.name, name) for run, name in marks.values() if not compare_runs.unread(run, name, measure, metric)]
     keys = list(dict.fromkeys(keys))
     bases = list(dict.fromkeys((run, "base") for run, _ in keys))
     values = table([samples[key] for key in keys + bases], metric.name)

@@ -137,6 +137,7 @@ def markdown(found: Comparison, left_out: list[str]) -> str:
     text += [f"- {line}" for pair in found.pairs for line in sentences(pair)] or [
         "- One style alone: nothing to hold it against."
     ]
+    text += [f"- {name} is not compared: {reason}." for name, reason in found.unread.items()]
     for pair in found.pairs:
         if pair.tests:
             text.append(f"\n### {pair.first.label} (first) and {pair.second.label} (second)\n")
