@@ -13,11 +13,13 @@ import numpy as np
 
 from audit import compare_matched as matched
 from audit import compare_runs
-from audit.compare_runs import Grown, holdout, table
+from audit.compare_runs import Grown
 from audit.config import MEASURES
 from audit.frontier import Chart, Line, Point
 from audit.measures import Metric, metrics
+from audit.readings import aligned
 from audit.statistics import Interval, holm
+from audit.suite import read_samples
 from organisms.errors import UserError
 
 AXES = ("steps", "scale")
@@ -151,7 +153,7 @@ def _panels(runs: list[Grown], marks: dict, measure: str, wanted: list[Metric]) 
     keys = {(run.path.name, name) for run in runs for name in ("base", *names[run.path.name])}
     keys |= {(run.path.name, name) for run, name in marks.values()}
     runs_by_name = {run.path.name: run for run in runs}
-    samples = {(name, specimen): holdout(runs_by_name[name], specimen, measure) for name, specimen in keys}
+    samples = {(name, specimen): read_samples(runs_by_name[name].path, measure, specimen) for name, specimen in keys}
     return [_panel(runs, marks, measure, metric, samples) for metric in wanted]
 
 
@@ -167,7 +169,11 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
     keys += [(run.path.name, name) for run, name in marks.values() if not compare_runs.unread(run, name, measure, metric)]
     keys = list(dict.fromkeys(keys))
     bases = list(dict.fromkeys((run, "base") for run, _ in keys))
-    values = table([samples[key] for key in keys + bases], metric.name)
+    if keys:
+        kind, values = aligned(metric, "holdout", *(samples[key] for key in keys + bases))
+        metric = replace(metric, kind=kind)
+    else:
+        values = []
     n, drawn = len(values[0]) if values else 0, {}
     if n > 1:
         weights = matched.weights(n, zlib.crc32(f"{measure}.{metric.name}".encode()))

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from audit import readings as ledger
-from audit.measures import Metric, Sample, half
+from audit.measures import Metric
 from audit.readings import Reading
 from audit.suite import read_samples
 from organisms.errors import UserError
@@ -41,8 +39,8 @@ class Grown:
         """One reading for each dose, least first: the checkpoints (`steps`), or one checkpoint's adapter scales (`scale`)."""
         once = {r.specimen: r for r in self.readings.values() if r.stage and r.step > 0}
         if axis == "steps" or not self.trained:
-            return sorted((r for r in once.values() if r.scale == 1.0), key=lambda r: (r.tokens_seen, r.step, r.specimen))
-        scaled = [r for r in once.values() if r.scale != 1.0]
+            return sorted((r for r in once.values() if r.on_curve), key=lambda r: (r.tokens_seen, r.step, r.specimen))
+        scaled = [r for r in once.values() if not r.on_curve]
         last = max(scaled, key=lambda r: (r.tokens_seen, r.step), default=None)
         chosen = [r for r in once.values() if last and (r.stage, r.step) == (last.stage, last.step)]
         return sorted(chosen, key=lambda r: r.scale)
@@ -156,14 +154,3 @@ def unread(run: Grown, specimen: str, measure: str, metric: Metric) -> str:
     if reading.n < ENOUGH * base.n:
         return f"{reading.n} of {base.n} items could be read"
     return ""
-
-
-def holdout(run: Grown, specimen: str, measure: str) -> list[Sample]:
-    return [sample for sample in read_samples(run.path, measure, specimen) if half(sample.item) == "holdout"]
-
-
-def table(specimens: list[list[Sample]], metric: str) -> list[np.ndarray]:
-    """The scores of each specimen on the items that all of them have, in one order."""
-    found = [{s.item: s.scores[metric] for s in samples if metric in s.scores} for samples in specimens]
-    items = sorted(set.intersection(*map(set, found))) if found else []
-    return [np.array([scores[item] for item in items], float) for scores in found]

@@ -86,8 +86,11 @@ class Reading:
 
     @property
     def on_curve(self) -> bool:
-        """Whether it is a point of the run's curve: not the base, what stands beside it, or an adapter at another scale."""
-        return bool(self.stage) and self.scale == 1.0
+        """Whether it is a point of the run's curve: not the base, what stands beside it, or an adapter at another scale.
+
+        Steered specimens have their coefficient as scale and are points; a checkpoint at another scale is named with an @.
+        """
+        return bool(self.stage) and "@" not in self.specimen
 
     def row(self) -> dict:
         """The line as a dict; keys that this version does not know are kept as they were read."""
