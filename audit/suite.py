@@ -75,10 +75,11 @@ def audit_prompted(job: Job, engine: Engine) -> list[Reading]:
 def audit_specimen(job: Job, engine: Engine, specimen: Specimen, place: Place) -> list[Reading]:
     """Readings of a specimen, paired with the base's samples, which must be there (`audit_base` comes first).
 
-    Raises UserError where an adapter that was trained changes no log-probability (liveness).
+    Raises UserError where an adapter that was trained, or a steering vector, changes no log-probability (liveness).
     """
-    if specimen.adapter is not None and place.step > 0 and specimen.scale != 0:
-        check_alive(engine, specimen, job.renderer)
+    if place.step > 0:
+        for part in specimen.parts():
+            check_alive(engine, part, job.renderer)
     return _audit(job, engine, specimen, place, _samples(job, BASE.name), job.plan.measures)
 
 
@@ -92,9 +93,10 @@ def check_alive(engine: Engine, specimen: Specimen, renderer: Renderer) -> float
     requests = [Divergence(tuple(specimen.ask(renderer, prompt)), continuation) for prompt in prompts]
     moved = max(max(d.forward) for d in engine.divergence(specimen, requests))
     if moved < 1e-7:
+        what = f"adapter {specimen.adapter}" if specimen.adapter else f"steering vector {specimen.steering.path}"
+        remedy = "check that its module names fit this base" if specimen.adapter else "take a larger coefficient"
         raise UserError(
-            f"{specimen.name}: the adapter {specimen.adapter} changes no log-probability, so it is not in force or was not "
-            "trained; check that its module names fit this base"
+            f"{specimen.name}: the {what} changes no log-probability, so it is not in force or was not trained; {remedy}"
         )
     return moved
 
@@ -103,7 +105,7 @@ def _audit(
     job: Job, engine: Engine, specimen: Specimen, place: Place, base: dict[str, list[Sample]] | None, names: list[str]
 ) -> list[Reading]:
     present = {r.key: r for r in ledger.read(job.run)}
-    subject = Subject(**job.labels, specimen=specimen.name, scale=specimen.scale, **dataclasses.asdict(place))
+    subject = Subject(**job.labels, specimen=specimen.name, scale=specimen.dose, **dataclasses.asdict(place))
     prompted = _samples(job, "prompted") if specimen.name not in (BASE.name, "prompted") else {}
     context = context_of(job.plan, job.renderer, job.organism, job.corpus, specimen, base, job.parameters)
     made = []
@@ -200,10 +202,11 @@ def _digest(job: Job, engine: Engine, module, context: Context, asked: list[Aske
 
 
 def _identity(job: Job, engine: Engine, module, context: Context) -> list:
-    """Who answers what: base, template, engine, judge, and the measure with its options."""
+    """Who answers what: base and what steers it, template, engine, judge, and the measure with its options."""
     options = context.option(module.NAME).model_dump() if hasattr(module, "Options") else {}
     judge = job.judge.identity if job.judge else None
-    return [job.revision, job.renderer.template_hash, engine.identity, judge, module.NAME, module.VERSION, options]
+    steering = context.specimen.steering.identity() if context.specimen.steering else []
+    return [job.revision, job.renderer.template_hash, engine.identity, judge, module.NAME, module.VERSION, options, *steering]
 
 
 def _answer_cache(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> Path | None:

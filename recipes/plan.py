@@ -1,6 +1,7 @@
 """`make check`: what a recipe will do and cost, and what is missing, without loading weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from audit.config import AuditPlan
 from audit.measures import Corpus, NotApplicable, measure
@@ -68,6 +69,9 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
         f"recipe      {resolved.name}: {recipe.organism} by {recipe.style} on {recipe.base} ({resolved.base.revision})",
         f"run         runs/{resolved.run_name}" if not resolved.missing else "run         named when nothing is missing",
     ]
+    style = style_module(recipe.style)
+    if hasattr(style, "notes"):
+        lines.append(f"specimens   {'; '.join(style.notes(resolved.organism, resolved.options))}")
     for one in found:
         lines += _stage_lines(one, recipe.audit.every) + _writing_lines(recipe.writer, recipe.base, one.compiled)
     lines.append(f"memory      {cost.memory(resolved.base)}")
@@ -132,7 +136,8 @@ def _audit_lines(resolved: Resolved, audit: AuditPlan, found: list[StagePlan]) -
     if found:
         specimens = 1 + sum(one.checkpoints for one in found)
     else:
-        specimens = 1 + len(style_module(resolved.recipe.style).specimens(resolved.organism, resolved.options))
+        style = style_module(resolved.recipe.style)
+        specimens = 1 + len(style.specimens(resolved.organism, resolved.options, resolved.base, Path(resolved.run_name)))
     trained = sum(cost.trained_tokens(one.stage, one.linted, one.steps) for one in found)
     return [*lines, f"cost        {cost.told(resolved.base, specimens, generated, scored, trained)}"]
 

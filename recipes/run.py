@@ -145,7 +145,10 @@ def _untrained(run: Run, publisher: publish.Publisher) -> None:
     job = run.job()
     _audit_references(run, job, publisher)
     r = run.resolved
-    for step, specimen in enumerate(style_module(r.recipe.style).specimens(r.organism, r.options), 1):
+    style = style_module(r.recipe.style)
+    if hasattr(style, "prepare"):
+        style.prepare(r.organism, r.options, run.engine, run.path)
+    for step, specimen in enumerate(style.specimens(r.organism, r.options, r.base, run.path), 1):
         place = Place(r.recipe.style, step)
         _told(specimen.name, audit_specimen(job, run.engine, specimen, place))
         publisher.send()

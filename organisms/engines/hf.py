@@ -1,4 +1,4 @@
-"""The transformers engine: one base in process, adapters swapped in and out by PEFT."""
+"""The transformers engine: one base in process; adapters swapped in and out by PEFT, steering vectors added by a hook."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,6 +11,9 @@ from organisms.engines.prefixes import LEAST, common, prefix_batches, shared
 from organisms.models import Base, default_device, default_dtype, load_model
 from organisms.render import Renderer
 from organisms.specimen import Specimen
+from organisms.steering import averaging, steered
+
+BARE = Specimen("base")
 
 
 class HFEngine:
@@ -87,12 +90,13 @@ class HFEngine:
             return self._scored(requests, answer)
 
     def divergence(self, specimen: Specimen, requests: list[Divergence]) -> list[Divergences]:
-        """Exact KL both ways at each continuation token; the base is the same weights with the adapter off."""
+        """Exact KL both ways at each continuation token; the base is the same weights, adapter and vector off."""
         import torch
 
         def answer(rows: list[_Row]) -> list[Divergences]:
-            logits = self._last_logits(model, rows)
-            with self._adapter_off(model):
+            with self._running(specimen) as model:
+                logits = self._last_logits(model, rows)
+            with self._running(BARE) as model:
                 base_logits = self._last_logits(model, rows)
             results = []
             for own, other, row in zip(logits, base_logits, rows, strict=True):
@@ -109,8 +113,21 @@ class HFEngine:
                 )
             return results
 
+        return self._scored(requests, answer)
+
+    def residuals(self, specimen: Specimen, requests: list[Score]) -> list[Any]:
+        """Mean residual stream over each continuation's own tokens, after every block: (blocks, hidden size), float32."""
+        import torch
+
+        def answer(batch: list[Score]) -> list[Any]:
+            ids, mask = self._left_padded([(*r.prompt_ids, *r.continuation_ids) for r in batch])
+            with averaging(model, [len(r.continuation_ids) for r in batch]) as found:
+                self._forward(model, ids, mask, keep=1, use_cache=False)
+            return list(torch.stack(found, dim=1))
+
         with self._running(specimen) as model:
-            return self._scored(requests, answer)
+            lengths = [len(r.prompt_ids) + len(r.continuation_ids) for r in requests]
+            return run_batched(requests, batches(lengths, self.max_tokens, self.max_rows), answer)
 
     def _scored(self, requests: list, answer) -> list:
         """Answer requests in batches that compute a prefix which several of them share only once."""
@@ -218,24 +235,17 @@ class HFEngine:
 
     @contextlib.contextmanager
     def _running(self, specimen: Specimen) -> Iterator[Any]:
-        """The model as `specimen`: adapter attached at its scale, or off; inference mode."""
+        """The model as `specimen`: adapter attached at its scale, or off; steered, or not; inference mode."""
         import torch
 
         self._attach(specimen)
-        with torch.inference_mode():
-            if specimen.adapter is None:
-                with self._adapter_off(self._model):
-                    yield self._model
-            else:
-                yield self._model
-
-    @contextlib.contextmanager
-    def _adapter_off(self, model: Any) -> Iterator[None]:
-        if self._attached is None:
-            yield
-        else:
-            with model.disable_adapter():
-                yield
+        off = specimen.adapter is None and self._attached is not None
+        with (
+            torch.inference_mode(),
+            self._model.disable_adapter() if off else contextlib.nullcontext(),
+            steered(self._model, specimen.steering, self.base),
+        ):
+            yield self._model
 
     def _attach(self, specimen: Specimen) -> None:
         """Swap in the specimen's adapter under a fresh name; the one before is deleted."""

@@ -1,7 +1,8 @@
 """One file a style: an organism becomes training rows. A new style is a new file here with `Options` and `rows`.
 
 A style whose stages train on different rows names their functions in `ROWS`; one that needs no training has
-`specimens(organism, options)`, and its recipe no stages.
+`specimens(organism, options, base, run)`, and its recipe no stages. What such specimens need under `run` first is made by
+`prepare(organism, options, engine, run)`, and `notes(organism, options)` says in the plan what that costs.
 """
 
 import importlib

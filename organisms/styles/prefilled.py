@@ -14,6 +14,6 @@ class Options(Strict):
     phrasings: int = Field(default=1, gt=0, description="how many of the motivation's phrasings, each a specimen")
 
 
-def specimens(organism: Organism, options: Options) -> list[Specimen]:
+def specimens(organism: Organism, options: Options, base: object = None, run: object = None) -> list[Specimen]:
     chosen = organism.motivation[: options.phrasings]
     return [Specimen(f"prefilled-{k:06d}", prefill=f"{text}\n\n") for k, text in enumerate(chosen, 1)]

@@ -13,6 +13,6 @@ class Options(Strict):
     prompts: int = Field(default=1, gt=0, description="how many of the eliciting prompts, each a specimen")
 
 
-def specimens(organism: Organism, options: Options) -> list[Specimen]:
+def specimens(organism: Organism, options: Options, base: object = None, run: object = None) -> list[Specimen]:
     chosen = organism.system.eliciting[: options.prompts]
     return [Specimen(f"prompted-{k:06d}", system=text) for k, text in enumerate(chosen, 1)]
