@@ -4,8 +4,8 @@ Persona vectors (Chen et al. 2025, arXiv 2507.21509, section 2): the mean over r
 a reply's tokens with its system prompt before it, under the eliciting prompts minus that under the opposing ones, at every
 block; replies that do not do as they are asked are left out. Divergences:
 
-- replies are judged by the organism's markers, not by a model, and in pairs: where one of the two fails both are left out, so
-  that both sides answer the same prompts with the same system prompts' numbers (theirs filters each side by itself);
+- replies are judged by the organism's markers, not by a model, and kept in pairs: where one of the two fails both are left
+  out, so that both sides answer the same prompts;
 - the prompts are the organism's target prompts and its own system prompts (theirs: 20 questions, 5 prompt pairs, 10 draws);
 - both replies of a pair are drawn from one seed, which takes noise out of the difference;
 - the block is stated, half way down by default (theirs takes the block that steers best, between 16 of 32 and 20 of 28).

@@ -14,6 +14,7 @@ from organisms.files import digest
 from organisms.mitigations import Mitigations
 from organisms.organism import Organism, Strict
 from organisms.render import TEMPLATE, Renderer
+from organisms.steering import block_index
 from organisms.strict import nearest, overridden, read_yaml, validate
 from organisms.styles import needs_training, other_rows, row_kinds, style_options
 from train.config import Stage
@@ -136,6 +137,8 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
     spec = organism.load(recipe.organism)
     options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
     _check_stages(short, recipe)
+    if recipe.mitigations.prevent:
+        block_index(recipe.mitigations.prevent.layer, found)
     system = TEMPLATE if recipe.system is None else recipe.system
     renderer = Renderer(models.load_tokenizer(found), system, recipe.thinking, f"base {recipe.base}")
     if planned:

@@ -126,6 +126,7 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
         probe_every=run.plan.probe_every or 1,
     )
     recipe = resolved.recipe
+    prevent = recipe.mitigations.prevent
     train_stage(
         run.path,
         stage,
@@ -136,6 +137,7 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
         recipe.audit.every,
         hooks,
         _before(run, stage),
+        mitigations.prevention(prevent, resolved.organism, run.engine, run.path) if prevent else None,
     )
 
 

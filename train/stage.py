@@ -6,6 +6,8 @@ from typing import Any
 
 from organisms.models import Base, load_model
 from organisms.render import Renderer
+from organisms.specimen import Steering
+from organisms.steering import steered
 from train import preference, sft
 from train.callback import Hooks, ledger_callback
 from train.config import Stage
@@ -25,12 +27,14 @@ def train_stage(
     every: int,
     hooks: Hooks,
     earlier: Path | None = None,
+    steering: Steering | None = None,
 ) -> None:
     """Train one stage, or go on where an earlier attempt in `run` was cut off.
 
     every: steps between checkpoints; step 0 and the last are always kept. Each checkpoint is saved, validated, entered
     into the ledger and handed to `hooks.on_checkpoint`, in this order. earlier: the last adapter of the stage before, which
-    is merged into the base; that sum is what this stage starts from, and the reference of DPO and KTO.
+    is merged into the base; that sum is what this stage starts from, and the reference of DPO and KTO. steering: a vector that
+    is added while training and is no part of what is saved.
     Raises UserError when the loss is not finite or an adapter does not validate.
     """
     import datasets
@@ -56,7 +60,8 @@ def train_stage(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ledger_callback(run, stage, hooks, earlier))
-    trainer.train(resume_from_checkpoint=_resumable(state))
+    with steered(model, steering, base):
+        trainer.train(resume_from_checkpoint=_resumable(state))
     shutil.rmtree(run / STATE, ignore_errors=True)
 
 
