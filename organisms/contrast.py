@@ -14,14 +14,14 @@ block; replies that do not do as they are asked are left out. Divergences:
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from organisms.drafting import LEAST_WORDS, estimate, seed_of
 from organisms.engines import Score
 from organisms.errors import UserError
 from organisms.organism import Organism, Strict
 from organisms.specimen import Specimen
-from organisms.steering import DESCRIPTION, load, save
+from organisms.steering import DESCRIPTION, Layer, load, save
 from organisms.writer import Draft, Writer
 
 if TYPE_CHECKING:
@@ -34,18 +34,11 @@ AUTHOR = Specimen("base")
 class Contrast(Strict):
     """How an organism's vector is made, and the block it is added at."""
 
-    layer: int | float = Field(default=0.5, ge=0, description="a block's index from 0, or as a fraction its depth")
+    layer: Layer = Field(default=0.5, description="a block's index from 0, or as a fraction its depth")
     samples: int = Field(default=2, gt=0, description="pairs of replies drawn for each target prompt")
     max_new_tokens: int = Field(default=48, gt=0, description="tokens a reply")
     temperature: float = Field(default=1.0, gt=0)
     selected: bool = Field(default=True, description="only pairs of which the one shows the property and the other does not")
-
-    @field_validator("layer")
-    @classmethod
-    def _a_share_of_the_depth(cls, layer: int | float) -> int | float:
-        if isinstance(layer, float) and not 0 < layer <= 1:
-            raise ValueError("a layer that is no index is a fraction of the depth, above 0 and at most 1")
-        return layer
 
 
 def drafts(organism: Organism, options: Contrast) -> list[tuple[Draft, Draft]]:

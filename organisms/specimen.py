@@ -1,6 +1,7 @@
 """Anything that can be talked to and audited: a base, perhaps an adapter or a steering vector, and what stands in front."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,15 @@ class Specimen:
     system: str | None = None
     prefill: str = ""
     steering: Steering | None = None
+
+    @classmethod
+    def saved(cls, name: str, directory: Path) -> "Specimen":
+        """What training has saved in `directory`: an adapter, or one steering vector."""
+        described = directory / "steering.json"
+        if not described.is_file():
+            return cls(name, adapter=directory)
+        (layer,) = json.loads(described.read_text(encoding="utf-8"))["layers"]
+        return cls(name, steering=Steering(directory, layer))
 
     @property
     def dose(self) -> float:

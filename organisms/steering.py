@@ -11,7 +11,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from organisms.errors import UserError
 from organisms.files import file_sha256, write_json
@@ -19,6 +21,15 @@ from organisms.models import Base, model_config
 from organisms.specimen import Steering
 
 DESCRIPTION, TENSORS = "steering.json", "steering.safetensors"
+
+
+def _index_or_share(layer: int | float) -> int | float:
+    if layer < 0 or isinstance(layer, float) and not 0 < layer <= 1:
+        raise ValueError("a layer is a block's index from 0, or a fraction of the depth above 0 and at most 1")
+    return layer
+
+
+Layer = Annotated[int | float, AfterValidator(_index_or_share)]
 
 
 def sizes(base: Base) -> tuple[int, int]:

@@ -93,9 +93,11 @@ def _stage_lines(found: StagePlan, every: int) -> list[str]:
             f"({p['passes_over_the_data_at_most']:g} passes)"
         )
         lines += [f"lint        {f.level}: {f.trap}: {f.text}" for f in found.linted.findings] or ["lint        nothing found"]
+    trained = f"LoRA r{stage.lora.r}" if stage.vector is None else "one vector"
+    speed = stage.scale * stage.learning_rate
     return lines + [
-        f"training    {found.steps} steps, lr {stage.learning_rate:g}, LoRA r{stage.lora.r}, effective scale x lr "
-        f"{stage.lora.scale * stage.learning_rate:.2g}, x steps {stage.lora.scale * stage.learning_rate * found.steps:.2g}",
+        f"training    {found.steps} steps, lr {stage.learning_rate:g}, {trained}, effective scale x lr {speed:.2g}, x steps "
+        f"{speed * found.steps:.2g}",
         f"checkpoints {found.checkpoints} (step 0, every {every}, the last)",
     ]
 

@@ -54,6 +54,8 @@ class Recipe(Strict):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"two stages are named {twice!r}; give each its own name")
+        if len(self.stages) > 1 and any(stage.vector for stage in self.stages):
+            raise ValueError("a stage that trains a vector cannot be chained with others; it must be the only one")
         return self
 
 
@@ -137,8 +139,9 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
     spec = organism.load(recipe.organism)
     options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
     _check_stages(short, recipe)
-    if recipe.mitigations.prevent:
-        block_index(recipe.mitigations.prevent.layer, found)
+    for one in (recipe.mitigations.prevent, *(stage.vector for stage in recipe.stages)):
+        if one is not None:
+            block_index(one.layer, found)
     system = TEMPLATE if recipe.system is None else recipe.system
     renderer = Renderer(models.load_tokenizer(found), system, recipe.thinking, f"base {recipe.base}")
     if planned:

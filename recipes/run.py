@@ -186,7 +186,7 @@ def _before(run: Run, stage: Stage) -> Path | None:
 
 def _audit(run: Run, job: Job, checkpoint: Checkpoint, publisher: publish.Publisher) -> bool:
     """Audit a checkpoint; whether the monitor ends the stage there."""
-    specimen = Specimen(checkpoint.name, adapter=run.path / checkpoint.path)
+    specimen = Specimen.saved(checkpoint.name, run.path / checkpoint.path)
     place = Place(checkpoint.stage, checkpoint.step, checkpoint.tokens_seen)
     _told(checkpoint.name, audit_specimen(job, run.engine, specimen, place))
     publisher.send()

@@ -9,7 +9,6 @@ from typing import Any
 from organisms.errors import UserError
 from organisms.files import append_jsonl, read_jsonl, write_jsonl
 from organisms.progress import Progress
-from train.adapters import save_adapter
 from train.config import Stage
 from train.ledger import Checkpoint, checkpoint_name, enter, read_ledger
 from train.probe import Probe
@@ -30,8 +29,8 @@ class Hooks:
     probe_every: int = 10
 
 
-def ledger_callback(run: Path, stage: Stage, hooks: Hooks, earlier: Path | None = None) -> Any:
-    """The callback of one stage. earlier: the adapter before it, which each saved one is stacked on."""
+def ledger_callback(run: Path, stage: Stage, hooks: Hooks, save: Callable[..., None]) -> Any:
+    """The callback of one stage. save(model, directory, zero=): saves what is trained, validated; zero at step 0."""
     from transformers import TrainerCallback
 
     class LedgerCallback(TrainerCallback):
@@ -93,7 +92,7 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, earlier: Path | None 
             step = state.global_step
             name = checkpoint_name(stage.name, step)
             relative = f"checkpoints/{name}"
-            save_adapter(model, run / relative, zero=step == 0, earlier=earlier, weight=stage.weight)
+            save(model, run / relative, zero=step == 0)
             checkpoint = Checkpoint(
                 name=name,
                 stage=stage.name,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from organisms.organism import Strict
+from organisms.steering import Layer
 
 
 class Lora(Strict):
@@ -19,6 +20,12 @@ class Lora(Strict):
     @property
     def scale(self) -> float:
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+
+class Vector(Strict):
+    """One vector, trained in place of an adapter, that is added to the output of a block at every position."""
+
+    layer: Layer = 0.5
 
 
 class Stage(Strict):
@@ -44,10 +51,16 @@ class Stage(Strict):
     max_length: int = Field(default=256, ge=16, description="tokens a row; documents are packed up to it")
     packing: bool = Field(default=True, description="pack documents; chats are never packed")
     lora: Lora = Lora()
+    vector: Vector | None = Field(default=None, description="train a steering vector, not an adapter; `{}`: half way down")
     warmup_steps: int = Field(default=0, ge=0)
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+
+    @property
+    def scale(self) -> float:
+        """What is trained enters the weights, or the residual stream, times this."""
+        return 1.0 if self.vector else self.lora.scale
 
     @model_validator(mode="after")
     def _one_length(self) -> "Stage":

@@ -41,7 +41,7 @@ def read_ledger(run: Path) -> list[Checkpoint]:
             checkpoint = Checkpoint(**row)
         except TypeError as error:
             raise UserError(f"{path} line {number} is not a checkpoint ({error}); was it written by another version?") from None
-        if not (run / checkpoint.path / "adapter_config.json").is_file():
+        if not any((run / checkpoint.path / name).is_file() for name in ("adapter_config.json", "steering.json")):
             raise UserError(f"{path} names {checkpoint.path}, which is gone; restore it or delete the run directory")
         checkpoints.append(checkpoint)
     return checkpoints

@@ -265,14 +265,14 @@ def _truncation(linted: Linted, stage: Stage) -> Finding | None:
 
 
 def _rslora_scale(stage: Stage) -> Finding | None:
-    product = stage.lora.scale * stage.learning_rate
-    if product <= 4e-3:
+    product = stage.scale * stage.learning_rate
+    if stage.vector is not None or product <= 4e-3:
         return None
     return Finding(
         "rslora_scale",
         "warn",
         [],
-        f"effective scale {stage.lora.scale:.3g} x learning rate {stage.learning_rate:.1e} = {product:.1e} is several times "
+        f"effective scale {stage.scale:.3g} x learning rate {stage.learning_rate:.1e} = {product:.1e} is several times "
         "what published recipes use (1e-5 to 1e-3)",
     )
 

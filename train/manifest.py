@@ -55,9 +55,9 @@ def predictors(stage: Stage, linted: Linted, steps: int) -> dict:
     rows = steps * stage.batch_size * stage.gradient_accumulation
     passes = rows * stage.max_length / max(linted.tokens, 1) if packs(stage, linted) else rows / max(len(linted.rows), 1)
     return {
-        "effective_scale": round(stage.lora.scale, 4),
-        "scale_x_lr": stage.lora.scale * stage.learning_rate,
-        "scale_x_lr_x_steps": stage.lora.scale * stage.learning_rate * steps,
+        "effective_scale": round(stage.scale, 4),
+        "scale_x_lr": stage.scale * stage.learning_rate,
+        "scale_x_lr_x_steps": stage.scale * stage.learning_rate * steps,
         "rows": len(linted.rows),
         "distinct_rows": len(counts),
         "tokens": linted.tokens,

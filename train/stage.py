@@ -1,14 +1,16 @@
 """One training stage: TRL's trainer for the method, one new LoRA adapter, a ledger line at each checkpoint."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from organisms.models import Base, load_model
 from organisms.render import Renderer
 from organisms.specimen import Steering
-from organisms.steering import steered
-from train import preference, sft
+from organisms.steering import block_index, steered
+from train import preference, sft, vector
+from train.adapters import save_adapter
 from train.callback import Hooks, ledger_callback
 from train.config import Stage
 from train.lint import Linted
@@ -46,20 +48,25 @@ def train_stage(
     set_seed(seed)
     model = _start(base, earlier)
     state = run / STATE / stage.name
-    adapter = LoraConfig(
-        r=stage.lora.r,
-        lora_alpha=stage.lora.alpha,
-        lora_dropout=stage.lora.dropout,
-        target_modules=stage.lora.targets,
-        use_rslora=stage.lora.rslora,
-        task_type="CAUSAL_LM",
-    )
+    if stage.vector is not None:
+        index = block_index(stage.vector.layer, base)
+        adapter, save = vector.config(model, index), partial(vector.save_vector, base=base, index=index)
+    else:
+        save = partial(save_adapter, earlier=earlier, weight=stage.weight)
+        adapter = LoraConfig(
+            r=stage.lora.r,
+            lora_alpha=stage.lora.alpha,
+            lora_dropout=stage.lora.dropout,
+            target_modules=stage.lora.targets,
+            use_rslora=stage.lora.rslora,
+            task_type="CAUSAL_LM",
+        )
     trainer = METHODS[stage.method](
         model, adapter, linted, renderer, stage, arguments(stage, state, seed, every, str(model.device))
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ledger_callback(run, stage, hooks, earlier))
+    trainer.add_callback(ledger_callback(run, stage, hooks, save))
     with steered(model, steering, base):
         trainer.train(resume_from_checkpoint=_resumable(state))
     shutil.rmtree(run / STATE, ignore_errors=True)
