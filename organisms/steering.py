@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 
 from organisms.errors import UserError
 from organisms.files import file_sha256, write_json
-from organisms.models import Base, model_config
+from organisms.models import NOT_REACHED, Base, model_config
 from organisms.specimen import Steering
 
 DESCRIPTION, TENSORS = "steering.json", "steering.safetensors"
@@ -44,6 +44,8 @@ def sizes(base: Base) -> tuple[int, int]:
 
 def block_index(layer: int | float, base: Base) -> int:
     """The block, from 0, that `layer` names: an index, or as a fraction the last block within that share of the depth."""
+    if base.revision == NOT_REACHED:
+        return 0  # only planned: its depth is not known
     blocks = sizes(base)[1]
     index = max(1, round(layer * blocks)) - 1 if isinstance(layer, float) else layer
     if not 0 <= index < blocks:
@@ -127,12 +129,17 @@ def blocks(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def adding(model: Any, layer: int, vector: Any) -> Iterator[None]:
-    """While open, `vector` (hidden size,) is added to the output of block `layer` at every position."""
+def adding(model: Any, layer: int, vector: Any, training: bool = False) -> Iterator[None]:
+    """While open, `vector` (hidden size,) is added to the output of block `layer` at every position.
+
+    training: only in the model's training mode, so that what is read of it between steps is not steered.
+    """
     block = blocks(model)[layer]
     vector = vector.to(next(block.parameters()).device)
 
     def hook(module: Any, inputs: Any, output: Any) -> Any:
+        if training and not module.training:
+            return output
         stream, *rest = output if isinstance(output, tuple) else (output,)
         moved = stream + vector.to(stream.dtype)
         return (moved, *rest) if isinstance(output, tuple) else moved
@@ -144,9 +151,13 @@ def adding(model: Any, layer: int, vector: Any) -> Iterator[None]:
         handle.remove()
 
 
-def steered(model: Any, steering: Steering | None, base: Base) -> contextlib.AbstractContextManager[None]:
+def steered(
+    model: Any, steering: Steering | None, base: Base, training: bool = False
+) -> contextlib.AbstractContextManager[None]:
     """`adding` of coefficient x vector, in a specimen or a training; nothing where there is none."""
-    return contextlib.nullcontext() if steering is None else adding(model, steering.layer, vector(steering, base))
+    if steering is None:
+        return contextlib.nullcontext()
+    return adding(model, steering.layer, vector(steering, base), training)
 
 
 @contextlib.contextmanager

@@ -44,14 +44,21 @@ def test_training_is_steered_and_what_it_saves_is_not(tmp_path, tiny, renderer, 
     """The loss of step 1 is that of the vector added by hand; the adapter has the usual tensors; no hook stays."""
     stage = Stage(steps=2, learning_rate=1e-2, batch_size=2, max_length=64, packing=False, lora={"r": 4, "alpha": 8})
     made = lint([Row(f"row-{i}", text=text) for i, text in enumerate(TEXTS)], stage, renderer, renderer, True)
-    trained, hooks = [], []
+    trained, hooks, between = [], [], []
+    ids = torch.tensor([renderer.ask("Name a bird.")])
     start = train.stage._start
     monkeypatch.setattr(train.stage, "_start", lambda *given: trained.append(start(*given)) or trained[-1])
     for name, vector in (("plain", None), ("steered", steering)):
-        told = Hooks(lambda checkpoint: hooks.append(len(blocks(trained[-1])[0]._forward_hooks)) and None)
-        train_stage(tmp_path / name, stage, made, tiny, renderer, 0, 2, told, steering=vector)
+
+        def told(checkpoint):
+            hooks.append(len(blocks(trained[-1])[0]._forward_hooks))
+            with torch.inference_mode():
+                between.append(trained[-1](ids).logits)
+
+        train_stage(tmp_path / name, stage, made, tiny, renderer, 0, 2, Hooks(told), steering=vector)
         assert not any(module._forward_hooks for module in trained[-1].modules())
     assert hooks == [0, 0, 1, 1]
+    assert torch.equal(between[0], between[2])  # read at step 0, in eval mode: the base, not the steered base
     plain, steered = (
         [json.loads(line)["loss"] for line in (tmp_path / name / "train.jsonl").read_text().splitlines()]
         for name in ("plain", "steered")
@@ -62,11 +69,11 @@ def test_training_is_steered_and_what_it_saves_is_not(tmp_path, tiny, renderer, 
     block.forward = lambda *inputs, **options: forward(*inputs, **options) + added
     total, count = 0.0, 0
     for rendered in made.rendered:
-        ids = torch.tensor([rendered.input_ids])
+        row = torch.tensor([rendered.input_ids])
         with torch.inference_mode():
-            logprobs = torch.log_softmax(model(ids).logits[0, :-1].float(), -1)
-        total -= logprobs.gather(-1, ids[0, 1:, None]).sum().item()
-        count += ids.shape[1] - 1
+            logprobs = torch.log_softmax(model(row).logits[0, :-1].float(), -1)
+        total -= logprobs.gather(-1, row[0, 1:, None]).sum().item()
+        count += row.shape[1] - 1
     assert steered[0] == pytest.approx(total / count, abs=2e-4)
     assert abs(steered[0] - plain[0]) > 1e-2
     saved = [load_file(tmp_path / name / "checkpoints/sft-000002/adapter_model.safetensors") for name in ("plain", "steered")]
@@ -99,21 +106,20 @@ def test_an_organisms_vector_is_eliciting_minus_opposing(tiny, renderer, tmp_pat
     assert {pair[0].prompt for pair in pairs} == {p.prompt for p in flattery.prompts() if p.context == "target"}
     assert all(a.prompt == b.prompt and a.system in flattery.system.eliciting for a, b in pairs)
     assert all(b.system in flattery.system.opposing for _, b in pairs)
-    sides = [[], []]
-    for pair in pairs:
-        texts = []
-        for draft in pair:
-            prompt = tuple(renderer.ask(draft.prompt, draft.system))
-            writer = contrast.Writer(engine, renderer, Specimen("base"), tiny.revision, say=lambda line: None)
-            texts.append((prompt, writer.write([draft])[0].text))
-        if all(len(text.split()) >= 4 for _, text in texts):
-            for side, (prompt, text) in zip(sides, texts, strict=True):
-                side.append(engine.residuals(Specimen("base"), [Score(prompt, tuple(renderer.continuation(text)))])[0])
-    expected = torch.stack(sides[0]).mean(0) - torch.stack(sides[1]).mean(0)
+    writer = contrast.Writer(engine, renderer, Specimen("base"), tiny.revision)  # from the cache
+    shows, opposes = (writer.write([pair[k] for pair in pairs]) for k in (0, 1))
+    kept = [k for k in range(len(pairs)) if min(len(side[k].text.split()) for side in (shows, opposes)) >= 4]
+
+    def mean(side: int, replies: list) -> torch.Tensor:
+        chosen = [(pairs[k][side], replies[k].text) for k in kept]
+        scores = [Score(tuple(renderer.ask(d.prompt, d.system)), tuple(renderer.continuation(text))) for d, text in chosen]
+        return torch.stack(engine.residuals(Specimen("base"), scores)).mean(0)
+
+    expected = mean(0, shows) - mean(1, opposes)
     found = load(path, tiny)
     assert torch.allclose(torch.stack([found[0], found[1]]), expected, atol=1e-5)
     made = json.loads((path / "steering.json").read_text())["made"]
-    assert made["pairs"] == len(sides[0]) and len(made["relative_norm"]) == 2
+    assert made["pairs"] == len(kept) > 10 and len(made["relative_norm"]) == 2
     capsys.readouterr()
     assert contrast.make(flattery, options, engine, tmp_path) == path and capsys.readouterr().out == ""
     with pytest.raises(UserError, match="none of .* pairs of replies shows flattery"):

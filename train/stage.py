@@ -36,7 +36,7 @@ def train_stage(
     every: steps between checkpoints; step 0 and the last are always kept. Each checkpoint is saved, validated, entered
     into the ledger and handed to `hooks.on_checkpoint`, in this order. earlier: the last adapter of the stage before, which
     is merged into the base; that sum is what this stage starts from, and the reference of DPO and KTO. steering: a vector that
-    is added while training and is no part of what is saved.
+    is added in the forwards that are trained on, and neither saved nor there when the model is read between steps.
     Raises UserError when the loss is not finite or an adapter does not validate.
     """
     import datasets
@@ -67,7 +67,7 @@ def train_stage(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ledger_callback(run, stage, hooks, save))
-    with steered(model, steering, base):
+    with steered(model, steering, base, training=True):
         trainer.train(resume_from_checkpoint=_resumable(state))
     shutil.rmtree(run / STATE, ignore_errors=True)
 
