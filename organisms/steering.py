@@ -96,6 +96,7 @@ def load(directory: Path, base: Base) -> dict[int, Any]:
         raise UserError(f"{directory} is damaged ({error}); make the vector again") from None
     if described.get("sha256") != file_sha256(directory / TENSORS) or described.get("layers") != sorted(vectors):
         raise UserError(f"{directory}: {TENSORS} is not what {DESCRIPTION} describes; make the vector again")
+    untouched = described.get("untouched", False)
     hidden, blocks = sizes(base)
     for layer, vector in vectors.items():
         if tuple(vector.shape) != (hidden,) or vector.dtype != torch.float32 or not 0 <= layer < blocks:
@@ -105,8 +106,8 @@ def load(directory: Path, base: Base) -> dict[int, Any]:
             )
         if not bool(torch.isfinite(vector).all()):
             raise UserError(f"{directory}: the vector of layer {layer} holds values that are not finite")
-        if bool(vector.any()) == described["untouched"]:
-            told = "should be the untouched one of step 0, but is not zero" if described["untouched"] else "is all zero"
+        if bool(vector.any()) == untouched:
+            told = "should be the untouched one of step 0, but is not zero" if untouched else "is all zero"
             raise UserError(f"{directory}: the vector of layer {layer} {told}; make it again")
     return vectors
 

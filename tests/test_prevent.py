@@ -1,4 +1,4 @@
-"""Preventative steering: the vector is there while training and nowhere else; and how an organism's vector is made."""
+"""How an organism's vector is made, and preventative steering: the vector is there while training and nowhere else."""
 
 import json
 
@@ -124,3 +124,24 @@ def test_an_organisms_vector_is_eliciting_minus_opposing(tiny, renderer, tmp_pat
     assert contrast.make(flattery, options, engine, tmp_path) == path and capsys.readouterr().out == ""
     with pytest.raises(UserError, match="none of .* pairs of replies shows flattery"):
         contrast.make(flattery, contrast.Contrast(samples=1, max_new_tokens=8), engine, tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_on_the_embedded_base_the_vector_moves_severity_both_ways(engine, renderer, tmp_path):
+    """The contrast on target probes, nats a token, in mean over the probes (measured: +0.10, -0.09)."""
+    flattery = load_organism("flattery")
+    path = contrast.make(flattery, contrast.Contrast(samples=1, max_new_tokens=32), engine, tmp_path)
+    probes = [probe for probe in flattery.probes() if probe.context == "target"]
+    scores = [
+        Score(tuple(renderer.ask(probe.prompt)), tuple(renderer.continuation(text)))
+        for probe in probes
+        for text in (probe.shows, probe.plain)
+    ]
+
+    def severity(coefficient: float) -> float:
+        found = engine.logprobs(Specimen("steered", steering=Steering(path, 14, coefficient)), scores)
+        means = [sum(values) / len(values) for values in found]
+        return sum(shows - plain for shows, plain in zip(means[::2], means[1::2], strict=True)) / len(probes)
+
+    none = severity(0.0)
+    assert severity(-1.0) - none < -0.03 < 0.03 < severity(1.0) - none
