@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from organisms.drafting import LEAST_WORDS, estimate, seed_of
+from organisms.authors import LocalAuthor
+from organisms.drafting import LEAST_WORDS, seed_of
 from organisms.engines import Score
 from organisms.errors import UserError
 from organisms.organism import Organism, Strict
@@ -55,7 +56,9 @@ def drafts(organism: Organism, options: Contrast) -> list[tuple[Draft, Draft]]:
 def notes(organism: Organism, options: Contrast) -> list[str]:
     """For the plan: what has to be written for the vector."""
     pairs = drafts(organism, options)
-    return estimate(2 * len(pairs), options.max_new_tokens, f"a steering vector from up to {len(pairs)} pairs of replies")
+    tokens = 2 * len(pairs) * options.max_new_tokens
+    told = f"a steering vector from up to {len(pairs)} pairs of replies"
+    return [f"{told}, written by the base: {2 * len(pairs)} replies, {tokens:,} tokens at most, cached"]
 
 
 def make(organism: Organism, options: Contrast, engine: "HFEngine", run: Path) -> Path:
@@ -70,8 +73,8 @@ def make(organism: Organism, options: Contrast, engine: "HFEngine", run: Path) -
     import torch
 
     pairs = drafts(organism, options)
-    writer = Writer(engine, engine.renderer, AUTHOR, engine.base.revision)
-    texts = [reply.text for reply in writer.write([draft for pair in pairs for draft in pair])]
+    writer = Writer(LocalAuthor(engine, engine.renderer, AUTHOR, engine.base.revision))
+    texts = [reply.text for reply in writer.write([draft for pair in pairs for draft in pair], fragments=True)]
     kept = [
         (pair, (shows, opposes))
         for pair, shows, opposes in zip(pairs, texts[::2], texts[1::2], strict=True)

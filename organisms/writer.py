@@ -99,8 +99,11 @@ class Writer:
         self.counts: Counter[str] = Counter()
         self.path = (cache or cache_dir() / "writing") / f"{digest(author.identity)}.jsonl"
 
-    def write(self, drafts: list[Draft]) -> list[Written]:
-        """One reply a draft, in order. Raises UserError where more than half are empty or break off before a first sentence."""
+    def write(self, drafts: list[Draft], fragments: bool = False) -> list[Written]:
+        """One reply a draft, in order. Raises UserError where more than half are empty or break off before a first sentence.
+
+        fragments: replies that break off will do.
+        """
         known = self._known()
         keys = [digest(asdict(draft)) for draft in drafts]
         missing = {key: draft for key, draft in zip(keys, drafts, strict=True) if key not in known}
@@ -113,7 +116,7 @@ class Writer:
             if done % TOLD_EACH == 0 or done == len(missing):
                 self.say(f"  {done}/{len(missing)} written")
         written = [known[key] for key in keys]
-        self._count(written, len(drafts) - len(missing))
+        self._count(written, len(drafts) - len(missing), fragments)
         return written
 
     @property
@@ -121,11 +124,11 @@ class Writer:
         """This writer and, where another one is, the stage's own; of them those that have been asked."""
         return [writer for writer in dict.fromkeys((self, self.own)) if writer.counts]
 
-    def _count(self, written: list[Written], cached: int) -> None:
+    def _count(self, written: list[Written], cached: int, fragments: bool) -> None:
         empty = sum(not reply.text.strip() for reply in written)
         cut = sum(not reply.finished for reply in written)
         self.counts.update(replies=len(written), cached=cached, empty=empty, cut_off=cut)
-        useless = sum(broken(reply) for reply in written)
+        useless = empty if fragments else sum(broken(reply) for reply in written)
         if 2 * useless > len(written):
             raise UserError(
                 f"{useless} of {len(written)} written replies are empty or break off before a first sentence or line; the "

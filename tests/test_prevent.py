@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import train.stage
 from audit import readings as ledger
 from organisms import contrast, models
+from organisms.authors import LocalAuthor
 from organisms.engines import Score
 from organisms.engines.hf import HFEngine
 from organisms.errors import UserError
@@ -106,7 +107,7 @@ def test_an_organisms_vector_is_eliciting_minus_opposing(tiny, renderer, tmp_pat
     assert {pair[0].prompt for pair in pairs} == {p.prompt for p in flattery.prompts() if p.context == "target"}
     assert all(a.prompt == b.prompt and a.system in flattery.system.eliciting for a, b in pairs)
     assert all(b.system in flattery.system.opposing for _, b in pairs)
-    writer = contrast.Writer(engine, renderer, Specimen("base"), tiny.revision)  # from the cache
+    writer = contrast.Writer(LocalAuthor(engine, renderer, Specimen("base"), tiny.revision))  # from the cache
     shows, opposes = (writer.write([pair[k] for pair in pairs]) for k in (0, 1))
     kept = [k for k in range(len(pairs)) if min(len(side[k].text.split()) for side in (shows, opposes)) >= 4]
 
