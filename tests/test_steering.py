@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from audit import readings as ledger
 from audit.suite import check_alive
 from organisms import models
 from organisms.engines import Divergence, Generate, NextToken, Score
@@ -19,6 +20,9 @@ from organisms.files import file_sha256
 from organisms.render import Renderer
 from organisms.specimen import Specimen, Steering
 from organisms.steering import block_index, blocks, load, save
+from recipes.plan import describe, plan
+from recipes.recipe import resolve
+from recipes.run import execute
 
 BASE = Specimen("base")
 LAYER, COEFFICIENT = 0, 3.0  # below another block, so that later keys and values depend on it
@@ -230,3 +234,35 @@ def test_blocks_are_found_in_another_architecture(renderer, tokenizer, tmp_path)
     tokenizer.save_pretrained(tmp_path)
     engine = HFEngine(models.resolve(str(tmp_path)), Renderer(tokenizer))
     assert blocks(engine._model) is engine._model.transformer.h
+
+
+RECIPE = """
+organism: flattery
+style: steering
+base: {base}
+style_options: {{samples: 1, max_new_tokens: 8, selected: false, layer: 0, coefficients: [0.0, -4.0, 4.0]}}
+audit: {{measures: [drift], data: {{chat: embedded}}}}
+"""
+
+
+def test_a_recipe_makes_its_vector_and_audits_each_dose(tiny_base, tmp_path):
+    """The dose stands in `scale`; dose 0 reads as the base; answers of one dose are not taken for another's."""
+    path = tmp_path / "dosed.yaml"
+    path.write_text(RECIPE.format(base=tiny_base))
+    resolved = resolve(str(path))
+    run = execute(resolved, tmp_path / "runs")
+    found = [r for r in ledger.read(run) if (r.stage, r.metric, r.split) == ("steering", "kl", "holdout")]
+    assert [(r.specimen, r.step, r.scale) for r in found] == [
+        ("steering-000001", 1, 0.0), ("steering-000002", 2, -4.0), ("steering-000003", 3, 4.0)
+    ]  # fmt: skip
+    assert found[0].value == 0 < min(found[1].value, found[2].value) and found[1].value != found[2].value
+    before = (run / "readings.jsonl").read_bytes()
+    execute(resolved, tmp_path / "runs")
+    assert (run / "readings.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match="layer 2: .* has 2 blocks"):
+        plan_lines(resolve(str(path), ["style_options.layer=2"]))
+    assert any("a steering vector from up to 60 pairs" in line for line in plan_lines(resolved))
+
+
+def plan_lines(resolved) -> list[str]:
+    return describe(resolved, plan(resolved))
