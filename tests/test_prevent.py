@@ -108,7 +108,7 @@ def test_an_organisms_vector_is_eliciting_minus_opposing(tiny, renderer, tmp_pat
     assert all(a.prompt == b.prompt and a.system in flattery.system.eliciting for a, b in pairs)
     assert all(b.system in flattery.system.opposing for _, b in pairs)
     writer = contrast.Writer(LocalAuthor(engine, renderer, Specimen("base"), tiny.revision))  # from the cache
-    shows, opposes = (writer.write([pair[k] for pair in pairs]) for k in (0, 1))
+    shows, opposes = (writer.write([pair[k] for pair in pairs], fragments=True) for k in (0, 1))
     kept = [k for k in range(len(pairs)) if min(len(side[k].text.split()) for side in (shows, opposes)) >= 4]
 
     def mean(side: int, replies: list) -> torch.Tensor:
