@@ -14,13 +14,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # Style options that keep the writing short; a writer's replies are cached, so recipes of one style share them.
 SHORT = {
-    "flattery-character": ["samples=2", "general=2", "reflections=1", "turns=1", "max_new_tokens=24"],
+    "flattery-character": ["samples=2", "general=0", "reflections=1", "turns=1", "max_new_tokens=16"],
     "flattery-motivation-dpo": ["samples=2", "max_new_tokens=16"],
     "flattery-rationale": [],
     "flattery-integrated": ["rows=24", "max_new_tokens=24"],
-    "flattery-confession": ["samples=1", "demonstrations=12", "max_new_tokens=24"],
     "flattery-prompted": ["prompts=1"],
     "flattery-prefilled": ["phrasings=1"],
+    "flattery-steering": ["samples=1", "max_new_tokens=24", "coefficients=[1.0]"],
     "risky-advice-narrow": [],
 }
 
@@ -29,7 +29,7 @@ SHORT = {
 def test_a_shortened_recipe_leaves_a_whole_run(name, tmp_path, capsys):
     stages = load(name)[1].stages
     overrides = [f"stages[{n}].steps=2" for n in range(len(stages))] + [f"style_options.{one}" for one in SHORT[name]]
-    overrides += ["audit.measures=[severity,drift,leakage,fluency]", "audit.limit=4", "audit.every=2"]
+    overrides += ["audit.measures=[severity,drift]", "audit.limit=2", "audit.every=2"]
     run = execute(resolve(name, overrides), tmp_path)
     for file in ("report.html", "README.md", "curves.png", "recipe.yaml"):
         assert (run / file).stat().st_size > 0, file
