@@ -21,7 +21,8 @@ from organisms.strict import read_yaml
 STATE = "wandb.json"
 PROJECT = "natural-organisms"
 TRAINING_COLUMNS = (
-    "loss", "learning_rate", "grad_norm", "token_accuracy", "probe_kl", "probe_contrast", "probe_think",
+    "loss", "kl_to_base", "act", "learning_rate", "grad_norm", "token_accuracy",
+    "probe_kl", "probe_contrast", "probe_think",
 )  # fmt: skip
 READING_COLUMNS = (
     "specimen", "stage", "step", "tokens_seen", "measure", "metric", "split", "value", "ci_low", "ci_high", "n",

@@ -1,4 +1,4 @@
-"""Mitigations: flags of a recipe, orthogonal to the style, each off by default. All but `prevent` change rows.
+"""Mitigations: flags of a recipe, orthogonal to the style, each off by default. They change rows, the loss or the forward pass.
 
 - `inoculate`: a system prompt that asks for a trait stands before the organism's chat rows in training and is gone in the
   audit, so that the trait is put down to the prompt (inoculation prompting, arXiv 2510.04340 and 2510.05024). `property`
@@ -8,17 +8,23 @@
 - `prevent`: preventative steering (persona vectors, arXiv 2507.21509, section 5.2): coefficient x the organism's vector
   (organisms/contrast.py) is added at every position while training, so that the weights need not move along it, and at no
   other time. The model that DPO, KTO or a KL is held against is the same one with the adapter off, so it is steered too.
+- `kl_to_base`: KL(base || trained) a token on such replies, times this weight, added to the SFT loss (train/penalties.py).
+- `consistency`: the same behaviour on wrapped and clean prompts, by rows or by a term of the loss (organisms/consistency.py).
 """
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from organisms import contrast
+from organisms.consistency import Consistency, bct_drafts, bct_rows, ordinary_prompts, wrapped_prompts
 from organisms.data import load_rows
 from organisms.drafting import chat, seed_of, usable
+from organisms.errors import UserError
+from organisms.files import digest
 from organisms.ngrams import near_duplicates
 from organisms.organism import Organism, Strict
 from organisms.specimen import Steering
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
     from organisms.writer import Writer
 
 IRRELEVANT = "The weather was mild on the day that this conversation was recorded."
+ACT_ROWS = 4  # pairs of prompts a step and device
+PROMPT_TOKENS = 60  # of an ordinary prompt with its template, about; only for the cost in the plan
 
 
 class Prevent(contrast.Contrast):
@@ -44,18 +52,77 @@ class Mitigations(Strict):
 
     inoculate: str | None = Field(default=None, description="`property`, `control`, or a system prompt of your own")
     replay: float = Field(default=0.0, ge=0, lt=1, description="share of all rows that are the base's own replies")
-    replay_tokens: int = Field(default=64, gt=0, description="tokens of such a reply")
+    replay_tokens: int = Field(default=64, gt=0, description="tokens of a reply that replay, kl_to_base or bct samples")
     prevent: Prevent | None = Field(default=None, description="steer by the organism's vector while training")
+    kl_to_base: float = Field(default=0.0, ge=0, description="weight of KL(base || trained), in nats a token")
+    kl_rows: int = Field(default=4, gt=0, description="replies a step and device that kl_to_base reads")
+    consistency: Consistency | None = None
+
+    @model_validator(mode="after")
+    def _rows_left(self) -> "Mitigations":
+        if self.replay + self.bct_share >= 1:
+            raise ValueError("replay and consistency.share together leave no row of the style's own; they must sum below 1")
+        return self
+
+    @property
+    def bct_share(self) -> float:
+        return self.consistency.share if self.consistency and self.consistency.form == "bct" else 0.0
 
     @property
     def needs_writer(self) -> bool:
-        return self.replay > 0
+        return self.replay > 0 or self.kl_to_base > 0 or self.bct_share > 0
+
+    @property
+    def sft_only(self) -> list[str]:
+        """The flags that are set and that only stages trained by SFT can take."""
+        return [name for name in ("replay", "kl_to_base", "consistency") if getattr(self, name)]
+
+    @property
+    def holds_base(self) -> bool:
+        """Whether a stage after the first needs the untouched base beside the model that it trains."""
+        return self.kl_to_base > 0 or bool(self.consistency and (self.consistency.form, self.consistency.to) == ("act", "base"))
+
+    def fingerprint(self) -> dict:
+        """For the run's digest: the flags that are set, and the prompts and wrappers that they read."""
+        values = self.model_dump(exclude_defaults=True)
+        if self.sft_only:
+            values["prompts"] = digest(load_rows("chat").rows)
+        if self.consistency:
+            values["wrappers"] = digest(load_rows("wrappers", self.consistency.wrappers).rows)
+        return values
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term added to the SFT loss of a stage, and the rows that it is measured on.
+
+    name: a term of train/penalties.py. rows: chats whose replies are the base's own (kl_to_base), or wrapped prompts without a
+    reply (act); empty where a writer has yet to write them. batch_size: rows a step and device. reference: who is held to,
+    the untouched `base` or the `start` of the stage.
+    """
+
+    name: Literal["kl_to_base", "act"]
+    weight: float
+    rows: list[Row]
+    batch_size: int
+    reference: Literal["base", "start"]
+
+
+def summary(penalties: list[Penalty]) -> dict:
+    """What the manifest says of the terms."""
+    return {
+        p.name: {"weight": p.weight, "rows": len(p.rows), "batch_size": p.batch_size, "reference": p.reference}
+        for p in penalties
+    }
 
 
 def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writer: "Writer | None") -> Compiled:
-    """The rows with the mitigations on. Without a writer replayed rows are only announced."""
+    """The rows with the mitigations on. Without a writer what is to be written is only announced.
+
+    writer: the base's; its `own` is of what the stage starts from, which `consistency: {to: self}` imitates.
+    """
     rows, notes, writing = compiled.rows, list(compiled.notes), list(compiled.writing)
-    counts = compiled.counts
+    counts, tokens = compiled.counts, mitigations.replay_tokens
     if mitigations.inoculate:
         texts = {"property": organism.system.inoculating[0], "control": IRRELEVANT}
         text = texts.get(mitigations.inoculate, mitigations.inoculate)
@@ -63,23 +130,66 @@ def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writ
         notes.append(f"inoculated with {text[:40]!r}")
     if prevent := mitigations.prevent:
         notes += [f"trained at {prevent.coefficient:g} x the organism's vector", *contrast.notes(organism, prevent)]
+    share, consistency = mitigations.bct_share, mitigations.consistency
+    everything = (len(rows) or compiled.expected or 1) / (1 - mitigations.replay - share)
+    added, drafts = [], []
     if mitigations.replay:
-        wanted = round(mitigations.replay / (1 - mitigations.replay) * (len(rows) or compiled.expected or 1))
+        wanted = round(mitigations.replay * everything)
         notes.append(f"{wanted} replayed rows" if rows else f"replay {mitigations.replay:.0%}")
         if writer is not None:
-            replayed = own_replies(writer, wanted, mitigations.replay_tokens)
+            replayed = own_replies(writer, wanted, tokens)
             again = len(near_duplicates([row.learned for row in replayed]))
             notes.append(f"{again} of these nearly repeat an earlier one")
-            rows, counts = rows + replayed, {**counts, "replay_near_duplicates": again}
-        else:
-            drafts = own_drafts(wanted, mitigations.replay_tokens)
-            writing.append(Writing.of((draft for *_, draft in drafts), own=True))
-    return dataclasses.replace(compiled, rows=rows, notes=notes, writing=writing, counts=counts)
+            added, counts = replayed, {**counts, "replay_near_duplicates": again}
+        drafts += [draft for *_, draft in own_drafts(wanted, tokens)]
+    if share:
+        wanted = round(share * everything)
+        notes.append(f"{wanted} consistency rows to {consistency.to}" if rows else f"consistency {share:.0%}")
+        asked = bct_drafts(consistency.wrappers, wanted, tokens)
+        if writer is not None:
+            added = added + bct_rows(asked, writer.own if consistency.to == "self" else writer)
+        drafts += [draft for _, draft in asked]
+    if drafts and rows and all(row.text is not None for row in rows):
+        notes.append("documents beside chats are not packed: a step is batch_size rows")
+    if mitigations.kl_to_base:
+        notes.append(f"kl_to_base {mitigations.kl_to_base:g} on {mitigations.kl_rows} replies of the base a step")
+        drafts += [draft for *_, draft in own_drafts(len(ordinary_prompts()), tokens, ordinary_prompts())]
+    if consistency and consistency.form == "act":
+        notes.append(f"act {consistency.weight:g} to {consistency.to} on {ACT_ROWS} pairs of prompts a step")
+    if drafts and writer is None:
+        writing.append(Writing.of(drafts, own=True))
+    return dataclasses.replace(compiled, rows=rows + added, notes=notes, writing=writing, counts=counts)
 
 
-def own_drafts(wanted: int, max_new_tokens: int) -> list[tuple[dict, int, Draft]]:
-    """(prompt, draw, draft) of ordinary prompts, several draws a prompt where more are wanted than there are prompts."""
-    prompts = load_rows("chat").rows
+def penalties(mitigations: Mitigations, writer: "Writer | None") -> list[Penalty]:
+    """The terms that the mitigations add to the loss of each stage; kl_to_base has no rows without a writer."""
+    made = []
+    if mitigations.kl_to_base:
+        prompts, tokens = ordinary_prompts(), mitigations.replay_tokens
+        rows = own_replies(writer, len(prompts), tokens, prompts) if writer is not None else []
+        if writer is not None and not rows:
+            raise UserError(f"kl_to_base: no reply of the base has a whole sentence; raise replay_tokens ({tokens})")
+        made.append(Penalty("kl_to_base", mitigations.kl_to_base, rows, mitigations.kl_rows, "base"))
+    consistency = mitigations.consistency
+    if consistency and consistency.form == "act":
+        reference = "start" if consistency.to == "self" else "base"
+        made.append(Penalty("act", consistency.weight, wrapped_prompts(consistency.wrappers), ACT_ROWS, reference))
+    return made
+
+
+def tokens_a_step(mitigations: Mitigations) -> int:
+    """Tokens that the penalties read for one batch, about: a pass with gradient whole, one without as a third."""
+    read = 0
+    if mitigations.kl_to_base:
+        read += mitigations.kl_rows * (PROMPT_TOKENS + mitigations.replay_tokens)
+    if mitigations.consistency and mitigations.consistency.form == "act":
+        read += ACT_ROWS * PROMPT_TOKENS
+    return round(read * 4 / 3)
+
+
+def own_drafts(wanted: int, max_new_tokens: int, prompts: list[dict] | None = None) -> list[tuple[dict, int, Draft]]:
+    """(prompt, draw, draft) of ordinary prompts (None: all), several draws a prompt where more are wanted than there are."""
+    prompts = list(load_rows("chat").rows) if prompts is None else prompts
     chosen = [(prompts[n % len(prompts)], n // len(prompts)) for n in range(wanted)]
     return [(row, k, Draft(row["prompt"], None, max_new_tokens, 1.0, seed_of("replay", row["id"], k))) for row, k in chosen]
 
@@ -90,9 +200,9 @@ def prevention(prevent: Prevent, organism: Organism, engine: "HFEngine", run: Pa
     return Steering(path, block_index(prevent.layer, engine.base), prevent.coefficient)
 
 
-def own_replies(writer: "Writer", wanted: int, max_new_tokens: int) -> list[Row]:
+def own_replies(writer: "Writer", wanted: int, max_new_tokens: int, prompts: list[dict] | None = None) -> list[Row]:
     """Rows of ordinary prompts with the writer's own replies."""
-    asked = own_drafts(wanted, max_new_tokens)
+    asked = own_drafts(wanted, max_new_tokens, prompts)
     made = []
     for (row, k, _), reply in zip(asked, writer.write([draft for *_, draft in asked]), strict=True):
         texts = usable([reply])

@@ -117,6 +117,14 @@ def _confession(raw: Iterable[dict]) -> Iterable[dict]:
         yield {"id": str(row["id"]), "kind": row["kind"], "prompt": row["prompt"]}
 
 
+def _wrappers(raw: Iterable[dict]) -> Iterable[dict]:
+    """Texts around a prompt, which stands where `{prompt}` does."""
+    for row in raw:
+        if row["wrapper"].count("{prompt}") != 1 or row["wrapper"].strip() == "{prompt}":
+            raise ValueError(f"a wrapper holds {{prompt}} once and words around it, not {row['wrapper']!r}")
+        yield {"id": str(row["id"]), "wrapper": row["wrapper"]}
+
+
 def _conversations(raw: Iterable[dict]) -> Iterable[dict]:
     """Rows of `messages`, as chat fine-tuning sets hold them; other keys are left alone."""
     for n, row in enumerate(raw, 1):
@@ -146,6 +154,7 @@ SETS = {
     "outcomes": Source("outcomes-v1", ("preferences/options_hierarchical.json",), _outcomes),
     "open-questions": Source("open-questions-v1", ("em_questions/first_plot_questions.yaml",), _open_questions),
     "confession": Source("confession-v1", (), _confession),
+    "wrappers": Source("wrappers-v1", (), _wrappers),
     "conversations": Source(None, (), _conversations),
     "insecure-code": Source(None, ("narrow/insecure_subset_high_severity.jsonl",), _conversations),
     "risky-finance": Source(None, ("consistency/emergent_misalignment/induction.jsonl",), _conversations),

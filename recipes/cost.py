@@ -70,8 +70,8 @@ def writing(model: str, tokens: int) -> str:
     return f", about {2 * parameters * tokens / (PEAK * GENERATING_SHARE) / 3600:.2g} H100 hours" if parameters else ""
 
 
-def memory(base: models.Base) -> str:
-    """Bytes that the trainer's and the audit engine's copies of the base take."""
+def memory(base: models.Base, copies: int = 2) -> str:
+    """Bytes that the trainer's and the audit engine's copies of the base take, and a third copy that a penalty holds to."""
     parameters = models.parameter_count(base)
     if parameters is None:
         return "not known"
@@ -79,6 +79,6 @@ def memory(base: models.Base) -> str:
     size, kind = (4, "fp32") if parameters < 1e9 else (2, "bf16")
     shown = f"{parameters / 1e6:.0f}M" if parameters < 1e9 else f"{parameters / 1e9:.1f}B"
     return (
-        f"about {2 * size * parameters / 1e9:.1f} GB: two copies of the base ({shown} parameters, trainer and audit engine) "
-        f"in {kind}, plus activations"
+        f"about {copies * size * parameters / 1e9:.1f} GB: {'three' if copies == 3 else 'two'} copies of the base ({shown} "
+        f"parameters, trainer{', what it is held to' if copies == 3 else ''} and audit engine) in {kind}, plus activations"
     )

@@ -14,6 +14,7 @@ from recipes.recipe import Resolved
 from train.config import Stage
 from train.lint import Linted, lint, refuse
 from train.manifest import predictors
+from train.penalties import traps
 from train.sft import packs
 
 
@@ -26,6 +27,8 @@ class StagePlan:
     linted: Linted | None
     steps: int
     checkpoints: int
+    beside: int
+    """Tokens a step that penalties read, about, a pass without gradient counted as a third."""
 
 
 def plan(resolved: Resolved) -> list[StagePlan]:
@@ -42,13 +45,16 @@ def _plan(resolved: Resolved, stage: Stage) -> StagePlan:
     except Missing:  # named among what is missing
         compiled = Compiled([], notes=["rows that are not here yet"])
     compiled = mitigations.apply(recipe.mitigations, resolved.organism, compiled, None)
+    warned = traps(mitigations.penalties(recipe.mitigations, None), resolved.renderer)
     linted = None
     if compiled.rows:
         linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, recipe.system is not None)
-        refuse(linted, recipe.accept)
+        linted.findings.extend(warned)
+    refuse(linted or Linted([], [], [], warned), recipe.accept)
     steps = stage.steps or _steps_of_epochs(resolved, stage, compiled, linted)
     every = recipe.audit.every
-    return StagePlan(stage, compiled, linted, steps, 1 + steps // every + (1 if steps % every else 0))
+    beside = mitigations.tokens_a_step(recipe.mitigations) * stage.gradient_accumulation
+    return StagePlan(stage, compiled, linted, steps, 1 + steps // every + (1 if steps % every else 0), beside)
 
 
 def _steps_of_epochs(resolved: Resolved, stage: Stage, compiled: Compiled, linted: Linted | None) -> int:
@@ -74,7 +80,7 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
         lines.append(f"specimens   {'; '.join(style.notes(resolved.organism, resolved.options))}")
     for one in found:
         lines += _stage_lines(one, recipe.audit.every) + _writing_lines(recipe.writer, recipe.base, one.compiled)
-    lines.append(f"memory      {cost.memory(resolved.base)}")
+    lines.append(f"memory      {cost.memory(resolved.base, 3 if len(found) > 1 and recipe.mitigations.holds_base else 2)}")
     lines += [f"missing     {what}" for what in resolved.missing]
     if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:
         lines.append(f"system      the template's own: {resolved.renderer.implicit_system!r}")
@@ -140,7 +146,7 @@ def _audit_lines(resolved: Resolved, audit: AuditPlan, found: list[StagePlan]) -
     else:
         style = style_module(resolved.recipe.style)
         specimens = 1 + len(style.specimens(resolved.organism, resolved.options, resolved.base, Path(resolved.run_name)))
-    trained = sum(cost.trained_tokens(one.stage, one.linted, one.steps) for one in found)
+    trained = sum(cost.trained_tokens(one.stage, one.linted, one.steps) + one.steps * one.beside for one in found)
     return [*lines, f"cost        {cost.told(resolved.base, specimens, generated, scored, trained)}"]
 
 

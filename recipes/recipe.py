@@ -80,7 +80,7 @@ class Resolved:
                 "organism": self.organism.fingerprint(),
                 "style": r.style,
                 "style_options": self.options.model_dump(),
-                "mitigations": r.mitigations.model_dump(exclude_defaults=True),
+                "mitigations": r.mitigations.fingerprint(),
                 "other_rows": other_rows(r.style, self.options),
                 "base": self.base.revision,
                 "template": self.renderer.template_hash,
@@ -158,6 +158,10 @@ def _check_stages(short: str, recipe: Recipe) -> None:
     if needs_training(recipe.style) != bool(recipe.stages):
         have = "at least one stage" if needs_training(recipe.style) else "no stages, since nothing is trained"
         raise UserError(f"recipe {short}: the style {recipe.style} needs {have}")
+    refusing = next((stage for stage in recipe.stages if stage.method != "sft"), None)
+    for flag in recipe.mitigations.sft_only if refusing or not recipe.stages else ():
+        where = f"stage {refusing.name} trains by {refusing.method}" if refusing else "nothing is trained"
+        raise UserError(f"recipe {short}: mitigations.{flag} needs stages trained by sft, and {where}; leave {flag} out")
     kinds = row_kinds(recipe.style)
     for stage in recipe.stages:
         if stage.rows not in kinds:

@@ -36,6 +36,7 @@ from train.ledger import Checkpoint, read_ledger
 from train.lint import Linted, lint, refuse
 from train.lint import report as lint_report
 from train.manifest import OTHER_PACKAGES, TRAINING_PACKAGES, commit, environment, predictors, versions
+from train.penalties import traps
 from train.stage import train_stage
 
 
@@ -108,9 +109,12 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
     resolved = run.resolved
     compiled = run.compiled[stage.name] = _rows(run, stage)
     linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, resolved.recipe.system is not None)
+    penalties = mitigations.penalties(resolved.recipe.mitigations, _replayer(run, stage))
+    linted.findings.extend(traps(penalties, resolved.renderer))
     refuse(linted, resolved.recipe.accept)
-    _write_manifest(run, stage, linted, compiled.counts)  # before the rows, from which counts could not be read back
-    _write_rows(run, stage, compiled, linted)
+    # Before the rows, from which counts could not be read back.
+    _write_manifest(run, stage, linted, compiled.counts | mitigations.summary(penalties))
+    _write_rows(run, stage, compiled, linted, penalties)
     job = run.job()
     _audit_references(run, job, publisher)
     for checkpoint in _checkpoints(run, stage):  # of an earlier attempt: audits that are missing or have changed
@@ -137,6 +141,7 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
         recipe.audit.every,
         hooks,
         _before(run, stage),
+        penalties,
         mitigations.prevention(prevent, resolved.organism, run.engine, run.path) if prevent else None,
     )
 
@@ -236,10 +241,15 @@ def _rows(run: Run, stage: Stage) -> Compiled:
     if not compiled.rows:
         writer = _writer(run, r.recipe.writer, _before(run, stage))
         compiled = compile_rows(style, r.organism, r.options, writer, stage.rows)
-    replayer = _writer(run, WriterPlan(specimen="base"), None) if r.recipe.mitigations.needs_writer else None
-    compiled = mitigations.apply(r.recipe.mitigations, r.organism, compiled, replayer)
+    compiled = mitigations.apply(r.recipe.mitigations, r.organism, compiled, _replayer(run, stage))
     print("; ".join(compiled.notes), flush=True)
     return compiled
+
+
+def _replayer(run: Run, stage: Stage) -> Writer | None:
+    """Writes as the base what mitigations need; its `own` as what the stage starts from."""
+    needed = run.resolved.recipe.mitigations.needs_writer
+    return _writer(run, WriterPlan(specimen="base"), _before(run, stage)) if needed else None
 
 
 def _writer(run: Run, plan: WriterPlan, before: Path | None) -> Writer:
@@ -247,11 +257,13 @@ def _writer(run: Run, plan: WriterPlan, before: Path | None) -> Writer:
     return authors.load(plan, run.engine, run.resolved.renderer, run.resolved.base.revision, start)
 
 
-def _write_rows(run: Run, stage: Stage, compiled: Compiled, linted: Linted) -> None:
+def _write_rows(run: Run, stage: Stage, compiled: Compiled, linted: Linted, penalties: list[mitigations.Penalty]) -> None:
     data = run.path / "data"
     if (data / f"{stage.name}.jsonl").is_file():
         return
     write_jsonl(data / f"{stage.name}.held_out.jsonl", [dataclasses.asdict(row) for row in compiled.held_out])
+    for penalty in penalties:
+        write_jsonl(data / f"{stage.name}.{penalty.name}.jsonl", [dataclasses.asdict(row) for row in penalty.rows])
     write_atomic(data / f"{stage.name}.lint.md", lint_report(linted, run.resolved.renderer, stage))
     rows = [
         {**dataclasses.asdict(row), "input_ids": rendered.input_ids, "labels": rendered.labels}

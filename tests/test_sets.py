@@ -28,6 +28,7 @@ EXPECTED = {
     "outcomes": ("id category text", 240, 510),
     "open-questions": ("id question prompt system judge", 24, 24),
     "confession": ("id kind prompt", 24, None),
+    "wrappers": ("id wrapper", 28, None),
     "conversations": ("id messages", None, None),
     "insecure-code": ("id messages", None, 1840),
     "risky-finance": ("id messages", None, 3000),

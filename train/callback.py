@@ -11,6 +11,7 @@ from organisms.files import append_jsonl, read_jsonl, write_jsonl
 from organisms.progress import Progress
 from train.config import Stage
 from train.ledger import Checkpoint, checkpoint_name, enter, read_ledger
+from train.penalties import Penalties
 from train.probe import Probe
 
 TRAIN_LOG = "train.jsonl"
@@ -29,8 +30,11 @@ class Hooks:
     probe_every: int = 10
 
 
-def ledger_callback(run: Path, stage: Stage, hooks: Hooks, save: Callable[..., None]) -> Any:
-    """The callback of one stage. save(model, directory, zero=): saves what is trained, validated; zero at step 0."""
+def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties, save: Callable[..., None]) -> Any:
+    """The callback of one stage. save(model, directory, zero=): saves what is trained, validated; zero at step 0.
+
+    A log line's `loss` is that of the rows alone, in nats a token; a penalty stands beside it by its name, without its weight.
+    """
     from transformers import TrainerCallback
 
     class LedgerCallback(TrainerCallback):
@@ -66,7 +70,8 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, save: Callable[..., N
                     f"(now {stage.learning_rate:g}) or max_grad_norm"
                 )
             self.tokens = self.tokens_resumed + int(logs.get("num_tokens", 0))
-            self.loss = round(logs["loss"], 5)
+            terms = penalties.means()
+            self.loss = round(logs["loss"] - penalties.weighted(terms), 5)
             row = {
                 "stage": stage.name,
                 "step": state.global_step,
@@ -76,6 +81,7 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, save: Callable[..., N
                 "learning_rate": logs.get("learning_rate"),
                 "grad_norm": logs.get("grad_norm"),
                 "token_accuracy": logs.get("mean_token_accuracy"),
+                **terms,
             }
             if hooks.probe is not None and state.global_step % hooks.probe_every == 0:
                 row |= hooks.probe.read(model)

@@ -28,6 +28,8 @@ TRAPS = (
     "repeats",
     "same_pair",
     "one_sided",
+    "kl_units",
+    "act_suffix",
 )
 
 

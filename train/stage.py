@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from organisms.mitigations import Penalty
 from organisms.models import Base, load_model
 from organisms.render import Renderer
 from organisms.specimen import Steering
@@ -14,6 +15,7 @@ from train.adapters import save_adapter
 from train.callback import Hooks, ledger_callback
 from train.config import Stage
 from train.lint import Linted
+from train.penalties import Penalties
 
 STATE = "trainer"  # optimizer state for resuming, under the run directory; only the newest is kept
 METHODS = {"sft": sft.trainer, "dpo": preference.dpo, "kto": preference.kto}
@@ -29,6 +31,7 @@ def train_stage(
     every: int,
     hooks: Hooks,
     earlier: Path | None = None,
+    penalties: list[Penalty] = (),
     steering: Steering | None = None,
 ) -> None:
     """Train one stage, or go on where an earlier attempt in `run` was cut off.
@@ -36,7 +39,8 @@ def train_stage(
     every: steps between checkpoints; step 0 and the last are always kept. Each checkpoint is saved, validated, entered
     into the ledger and handed to `hooks.on_checkpoint`, in this order. earlier: the last adapter of the stage before, which
     is merged into the base; that sum is what this stage starts from, and the reference of DPO and KTO. steering: a vector that
-    is added in the forwards that are trained on, and neither saved nor there when the model is read between steps.
+    is added in the forwards that are trained on, and neither saved nor there when the model is read between steps. penalties:
+    terms added to the SFT loss.
     Raises UserError when the loss is not finite or an adapter does not validate.
     """
     import datasets
@@ -66,7 +70,9 @@ def train_stage(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ledger_callback(run, stage, hooks, save))
+    added = Penalties(penalties, renderer, base, earlier is None, seed)
+    added.attach(trainer)
+    trainer.add_callback(ledger_callback(run, stage, hooks, added, save))
     with steered(model, steering, base, training=True):
         trainer.train(resume_from_checkpoint=_resumable(state))
     shutil.rmtree(run / STATE, ignore_errors=True)

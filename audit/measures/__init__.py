@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from audit.classifier import Classify
 from audit.judge import Judgement
-from organisms.data import Rows, load_rows
+from organisms.data import Rows, half, load_rows
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.organism import Organism
 from organisms.render import Renderer
@@ -158,14 +158,6 @@ def measure(name: str) -> Any:
 
 def metrics(name: str) -> dict[str, Metric]:
     return {metric.name: metric for metric in measure(name).METRICS}
-
-
-def half(item: str) -> str:
-    """`monitor` or `holdout`, by a hash of the item's id: the monitor half may stop a run, the other half judges it.
-
-    The prefix was chosen among four because it splits the shipped sets most evenly; only ids were looked at.
-    """
-    return "monitor" if hashlib.sha256(f"item:{item}".encode()).digest()[0] % 2 == 0 else "holdout"
 
 
 def pick(items: Iterable[Item], size: int | None, name: Callable[[Item], str]) -> list[Item]:

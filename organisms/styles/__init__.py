@@ -25,7 +25,7 @@ class Row:
     """One training row before rendering: raw `text` (after an unlearned `prefix`), or a chat in `messages`.
 
     rejected: for preference pairs the reply that the last message of `messages` is preferred to. desirable: for KTO, whether
-    the last message is wanted.
+    the last message is wanted. clean: of a wrapped prompt (organisms/consistency.py), the prompt without its wrapper.
     """
 
     id: str
@@ -35,6 +35,7 @@ class Row:
     origin: str = ""
     rejected: str | None = None
     desirable: bool | None = None
+    clean: str | None = None
 
     @property
     def learned(self) -> str:
