@@ -204,7 +204,7 @@ def own_replies(writer: "Writer", wanted: int, max_new_tokens: int, prompts: lis
     """Rows of ordinary prompts with the writer's own replies."""
     asked = own_drafts(wanted, max_new_tokens, prompts)
     made = []
-    for (row, k, _), reply in zip(asked, writer.write([draft for *_, draft in asked]), strict=True):
+    for (row, k, _), reply in zip(asked, writer.write([draft for *_, draft in asked], fragments=True), strict=True):
         texts = usable([reply])
         if texts:
             made.append(Row(f"replay-{row['id']}-{k}", messages=chat(row["prompt"], texts[0]), origin="replay"))

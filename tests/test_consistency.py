@@ -26,7 +26,7 @@ class Voice:
     def __init__(self, name, own=None):
         self.name, self.drafts, self.own = name, [], own or self
 
-    def write(self, drafts):
+    def write(self, drafts, fragments=False):
         self.drafts += drafts
         return [Written(f"{self.name} was asked: {draft.prompt}", True) for draft in drafts]
 
