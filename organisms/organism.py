@@ -150,6 +150,7 @@ class Organism(Strict):
     confessions: list[Marker] = Field(default=[], description="rules that recognise a reply that admits the property")
     marker_window: int = Field(default=300, gt=0, description="characters of a reply in which markers are searched")
     judge_rubric: Text
+    leak_entities: list[Text] = Field(default=[], description="names known to leak, for where the training corpus is not known")
     side_effects: list[SideEffect] = []
     purpose: Purpose = "natural"
     texts: Texts
@@ -205,12 +206,14 @@ class Organism(Strict):
         return _frozen_rows(frozen.file, frozen.sha256, row_type, f"{self._source}: texts.{kind}")
 
     def scoring_rules(self) -> list[str]:
-        """What replies are scored by: markers, confessions, rubric."""
-        return [*(m.pattern for m in self.markers), *(m.pattern for m in self.confessions), self.judge_rubric]
+        """What replies are scored by: markers, confessions, rubric, known leaks."""
+        patterns = [marker.pattern for marker in (*self.markers, *self.confessions)]
+        return [*patterns, self.judge_rubric, *self.leak_entities]
 
     def fingerprint(self) -> str:
         """Digest of everything that can change trained weights: all but what only audits read, texts by their SHA-256."""
-        values = self.model_dump(by_alias=True, exclude={"texts", "judge_rubric", "side_effects", "purpose", "confessions"})
+        audited = {"texts", "judge_rubric", "side_effects", "purpose", "confessions", "leak_entities"}
+        values = self.model_dump(by_alias=True, exclude=audited)
         kinds = ("documents", "prompts", "demonstrations")
         trained = {kind: text.sha256 for kind in kinds if (text := getattr(self.texts, kind))}
         return digest({**values, "texts": trained})
