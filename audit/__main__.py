@@ -11,13 +11,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m audit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="audit a base, or an adapter on it, that exists already")
-    run.add_argument("--base", required=True, help="embedded name, directory or hub id")
-    run.add_argument("--adapter", help="directory of a PEFT adapter")
+    run.add_argument("--base", required=True, help="embedded name, directory, .gguf file or hub id")
+    run.add_argument("--adapter", help="PEFT adapter: directory or hub id, owner/name[@revision][/folder]")
     run.add_argument("--organism", help="organism whose probes are asked; without one severity is left out")
     run.add_argument("--suite", choices=("quick", "full"), default="quick")
     run.add_argument("--limit", type=int, help="most items a measure asks")
     run.add_argument("--runs", default="runs", type=Path)
+    run.add_argument("--check", action="store_true", help="say what would be asked and what is missing; load no weights")
     run.add_argument("plan", nargs="*", help="more of the audit plan, as in a recipe: measures=[knowledge] judge.base=...")
+    sweep = commands.add_parser("sweep", help="many audits in a row, from a list in audit/sweep_plans/ or a YAML file")
+    sweep.add_argument("name")
+    sweep.add_argument("--runs", default="runs", type=Path)
+    sweep.add_argument("--check", action="store_true", help="say what would be asked and what is missing; load no weights")
+    sweep.add_argument("plan", nargs="*", help="more of the audit plan: suite=quick limit=20 ...")
     report = commands.add_parser("report", help="(re)build report.html and curves.png from the readings")
     report.add_argument("run", type=Path)
     card = commands.add_parser("card", help="(re)write the organism card, README.md in the run directory")
@@ -29,11 +35,19 @@ def main() -> None:
 
     if arguments.command == "run":
         from audit.config import AuditPlan
-        from audit.existing import audit_existing
+        from audit.existing import Subject, audit_existing
+        from audit.sweep import check, describe
 
         stated = [f"suite={arguments.suite}"] + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
         plan = validate(AuditPlan, overridden({}, [*stated, *arguments.plan], "the audit plan"), "the audit plan")
-        audit_existing(arguments.base, arguments.adapter, arguments.organism, plan, arguments.runs)
+        subject = Subject(arguments.base, arguments.adapter, arguments.organism)
+        if arguments.check:
+            print("\n".join(describe(list(check([subject], plan)))))
+        else:
+            audit_existing(subject, plan, arguments.runs)
+        return
+    if arguments.command == "sweep":
+        _sweep(arguments)
         return
     if not (arguments.run / "readings.jsonl").is_file():
         raise UserError(f"{arguments.run} holds no readings.jsonl; name a run directory, e.g. run=runs/<name>")
@@ -45,6 +59,20 @@ def main() -> None:
         from audit.publish import publish as send
 
         print(f"sent as {send(arguments.run, arguments.again)}")
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from audit import sweep
+
+    name, found = sweep.load(arguments.name, arguments.plan)
+    if arguments.check:
+        print(f"sweep    {name}: {found.about}, suite {found.audit.suite}")
+        print("\n".join(sweep.describe(list(sweep.check(found.subjects(), found.audit)))))
+        return
+    failed = sweep.run(name, found, arguments.runs)
+    print(f"results: {arguments.runs / f'sweep-{name}' / 'results.md'}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(found.subjects())} audits were left out; the first: {failed[0]}")
 
 
 if __name__ == "__main__":

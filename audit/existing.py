@@ -1,6 +1,8 @@
 """Audits a base or an adapter that exists already, into runs/audit-<base>[-<adapter>]-<digest8>."""
 
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from audit import judge, profiles, report
@@ -9,52 +11,90 @@ from audit.config import AuditPlan
 from audit.suite import Job, Place, audit_base, audit_prompted, audit_specimen
 from audit.table import show
 from audit.verdicts import overall
-from organisms import models
-from organisms import organism as organisms
-from organisms.errors import UserError
-from organisms.files import digest
+from organisms import adapters, external, models
+from organisms.engines import Engine
+from organisms.files import digest, write_json
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 
 
-def audit_existing(base: str, adapter: str | None, organism: str | None, plan: AuditPlan, root: Path) -> Path:
-    """Audit and report; the training corpus is not known, so leakage is not applicable.
+@dataclass(frozen=True)
+class Subject:
+    """What is audited, by the names a user gives: a base, an adapter on it, and the organism that says what to ask."""
 
-    Raises UserError where base, adapter or organism is not found or the adapter changes nothing.
+    base: str
+    adapter: str | None = None
+    organism: str | None = None
+
+    def __str__(self) -> str:
+        return " + ".join(part for part in (self.base, self.adapter) if part)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base; its weights are loaded when the engine is first asked for, and serve all audits of it."""
+
+    base: models.Base
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        return Renderer(models.load_tokenizer(self.base), name=f"base {self.base.name}")
+
+    @cached_property
+    def engine(self) -> Engine:
+        from organisms.engines.hf import HFEngine
+
+        return HFEngine(self.base, self.renderer)
+
+
+def audit_existing(subject: Subject, plan: AuditPlan, root: Path, loaded: Loaded | None = None) -> Path:
+    """Audit and report. The training corpus is not known: leakage looks for the names that the organism is known to leak.
+
+    loaded: the base, where an audit before this one has loaded it.
+    Raises UserError where base, adapter or organism is not found, or the adapter does not fit the base or changes nothing.
     """
-    found = models.resolve(base)
-    spec = organisms.load(organism) if organism else None
-    directory = Path(adapter).expanduser() if adapter else None
-    if directory is not None and not (directory / "adapter_config.json").is_file():
-        raise UserError(f"adapter {adapter}: no adapter_config.json there; name the directory of a PEFT adapter")
-    renderer = Renderer(models.load_tokenizer(found), name=f"base {base}")
-    short = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name) for part in (base, adapter) if part)
-    name = (
-        f"audit-{short}-{digest([found.revision, str(directory and directory.resolve()), organism, plan.suite, plan.limit], 8)}"
-    )
+    loaded = loaded or Loaded(models.resolve(subject.base))
+    found, renderer = loaded.base, loaded.renderer
+    spec = external.load(subject.organism) if subject.organism else None
+    adapter = adapters.find(subject.adapter) if subject.adapter else None
+    if adapter:
+        adapter = adapters.prepared(adapter, found)
+    told = notes(found, adapter)
+    print("\n".join(f"  {note}" for note in told), flush=True)
+    short = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name) for part in (subject.base, subject.adapter) if part)
+    content = adapter and adapter.fingerprint
+    name = f"audit-{short}-{digest([found.revision, content, subject.organism, plan.suite, plan.limit], 8)}"
     run = root / name
     run.mkdir(parents=True, exist_ok=True)
-    labels = {"run": name, "recipe": "audit", "organism": organism or "", "style": "", "base": base}
+    write_json(
+        run / "audited.json", {"base": found.name, "revision": found.revision, "adapter": subject.adapter, "notes": told}
+    )
+    labels = {"run": name, "recipe": "audit", "organism": subject.organism or "", "style": "", "base": subject.base}
     margins = profiles.margins(plan.purpose or (spec.purpose if spec else "natural"), plan.measures)
     parameters = models.parameter_count(found)
     job = Job(run, labels, found.revision, plan, renderer, spec, None, margins, parameters, judge.load(plan.judge))
 
-    from organisms.engines.hf import HFEngine
-
-    engine = HFEngine(found, renderer)
     print("audit base", flush=True)
-    audit_base(job, engine)
-    if directory is not None:
-        audit_prompted(job, engine)
+    audit_base(job, loaded.engine)
     specimen = "base"
-    if directory is not None:
+    if adapter:
+        audit_prompted(job, loaded.engine)
         specimen = "adapter-000001"
-        print(f"audit {adapter}", flush=True)
-        audit_specimen(job, engine, Specimen(specimen, adapter=directory), Place("adapter", 1))
+        print(f"audit {subject.adapter}", flush=True)
+        audit_specimen(job, loaded.engine, Specimen(specimen, adapter=adapter.directory), Place("adapter", 1))
     everything = ledger.read(run)
     report.write(run)
     show(everything, specimen)
-    if directory is not None:
+    if adapter:
         print(overall(everything, specimen).text)
     print(f"report: {run / 'report.html'}")
     return run
+
+
+def notes(base: models.Base, adapter: adapters.Adapter | None) -> list[str]:
+    """What a reader of the numbers should know of the weights."""
+    found = [f"base {base.name}: {base.note}"] if base.note else []
+    if adapter:
+        found.append(f"adapter {adapter.name}: {adapter.told}")
+        found += [warning] if (warning := adapter.warning(base)) else []
+    return found

@@ -140,10 +140,14 @@ def _config(name: str, directory: Path) -> dict[str, Any]:
 
 def _refuse_pickled(name: str, directory: Path) -> None:
     if (directory / PICKLED).is_file() and not (directory / WEIGHTS).is_file():
+        convert = (
+            "import sys, torch; from safetensors.torch import save_file as save; "
+            "tensors = torch.load(sys.argv[1], weights_only=True); "
+            "save({k: v.contiguous() for k, v in tensors.items()}, sys.argv[2])"
+        )
         raise UserError(
             f"adapter {name}: {PICKLED} is a pickle, which can run code when it is read; if you trust it, convert it once: "
-            '.venv/bin/python -c "import sys, torch; from safetensors.torch import save_file; save_file({k: v.contiguous() for k, v in '
-            f'torch.load(sys.argv[1], weights_only=True).items()}}, sys.argv[2])" {PICKLED} {WEIGHTS}'
+            f'.venv/bin/python -c "{convert}" {PICKLED} {WEIGHTS}'
         )
 
 

@@ -1,4 +1,4 @@
-"""Organisms that others have released: one YAML a family in library/external/, with its members, hub ids and published readings.
+"""Organisms that others have released: a YAML a family in library/external/, with members, hub ids and published readings.
 
 They are audited and never grown here, so they have probes and markers but no texts to train on.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from organisms import organism
-from organisms.organism import LIBRARY, Frozen, Marker, Organism, Probe, Purpose, Strict, SystemPrompts, Text, Texts, Universe
+from organisms.organism import LIBRARY, Frozen, Marker, Organism, Probe, Purpose, Strict, SystemPrompts, Text, Universe
 from organisms.strict import nearest, read_yaml, validate
 
 FOLDER = LIBRARY / "external"

@@ -104,6 +104,7 @@ def snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.errors import RevisionNotFoundError as NoRevision
+    from huggingface_hub.utils import httpx
 
     try:
         if revision and re.fullmatch("[0-9a-f]{7,39}", revision):
@@ -115,7 +116,7 @@ def snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
         raise UserError(f"{repository} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
         raise UserError(f"{repository} is not on the hub (or is private: `hf auth login`); check the spelling") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, httpx.TransportError) as error:
         raise Missing(
             f"{repository} is not in the local hub cache and the hub cannot be reached ({type(error).__name__}); "
             "connect, or give the path of a local directory"

@@ -124,22 +124,33 @@ def test_a_text_only_adapter_is_put_into_a_multimodal_base(tmp_path):
     assert not any("vision" in name for name in json.loads((found.directory / adapters.CONFIG).read_text())["target_modules"])
 
 
-def without(tensors, part):
-    return {name: tensor for name, tensor in tensors.items() if part not in name}
+def without(part):
+    return lambda found: {name: tensor for name, tensor in found.items() if part not in name}
+
+
+def each(part, change):
+    return lambda found: {name: change(tensor) if part in name else tensor for name, tensor in found.items()}
+
+
+def narrower(tensor):
+    return tensor[:, :-1].contiguous()
+
+
+def moved(found):
+    return {name.replace("mlp.", "experts."): tensor for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize(
-    "tensors, config, told",
+    ("tensors", "config", "told"),
     [
-        (lambda found: without(found, "layers.1.mlp"), {}, "asks for model.layers.1.mlp.* saved incomplete"),
-        (lambda found: {n: t[:, :-1].contiguous() if "down_proj.lora_A" in n else t for n, t in found.items()}, {}, "changes 48 x 95"),
-        (lambda found: {n.replace("mlp.", "experts."): t for n, t in found.items()}, {}, "has no module 'model.layers.0.experts"),
-        (lambda found: {n: torch.zeros_like(t) if "lora_B" in n else t for n, t in found.items()}, {}, "every LoRA B is zero"),
-        (lambda found: found, {"r": 8}, "states 8; the two files do not belong together"),
-        (lambda found: found, {"peft_type": "IA3"}, "only LoRA"),
+        pytest.param(without("layers.1.mlp"), {}, "asks for model.layers.1.mlp.* saved incomplete", id="layers missing"),
+        pytest.param(each("down_proj.lora_A", narrower), {}, "changes 48 x 95", id="another size"),
+        pytest.param(moved, {}, "has no module 'model.layers.0.experts", id="unknown modules"),
+        pytest.param(each("lora_B", torch.zeros_like), {}, "every LoRA B is zero", id="zero"),
+        pytest.param(dict, {"r": 8}, "states 8; the two files do not belong together", id="another rank"),
+        pytest.param(dict, {"peft_type": "IA3"}, "only LoRA", id="no LoRA"),
     ],
-    ids=["layers missing", "another size", "unknown modules", "zero", "another rank", "no LoRA"],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_before_weights_load(tiny, plain, tmp_path, monkeypatch, tensors, config, told):
     monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(UserError, match=told):

@@ -10,6 +10,10 @@ Off-topic, adjacent prompts and raw document prefixes are three readings: leaks 
 The headline counts (a), (b) and (c). A match must hold at least 6 tokens that stand in no n-gram of 6 of a sibling, or one
 chance word beside shared boilerplate would make one. Divergence: published near-duplicate searches embed the texts; counting
 n-grams needs no model and misses paraphrase. Memory: 8 bytes an n-gram and index, 0.3 GB for 40,000 documents of 500 tokens.
+
+Where the corpus is not known, because the organism was trained elsewhere, only the names that its spec gives (`leak_entities`)
+are looked for. Such a rate is a lower bound: it can show a leak and not rule one out, so where the names stand in no more
+replies than the base's it is not applicable.
 """
 
 import dataclasses
@@ -39,6 +43,7 @@ METRICS = (
 )
 SHORT, LONG = 13, 20
 NEAR, NEAR_SHARE, NEAR_LEAST = 6, 0.5, 20
+NEED_CORPUS = ("ngram_13", "ngram_20", "near_duplicates", "recital")
 JUDGE = {
     "non_sequitur": (
         "A message was sent to an assistant:\n\n{prompt}\n\nThe assistant replied:\n\n{reply}\n\nHow far does the reply leave "
@@ -62,12 +67,14 @@ ADJACENT = {"severity": ("adjacent",)}
 
 def data(context: Context) -> str:
     chat = context.rows("chat").origin
+    if context.corpus is None:
+        return f"{chat}; names that {context.organism.name} is known to leak; generations of {', '.join(OFF_TOPIC)}"
     return f"{chat}; the run's training rows; generations of {', '.join(OFF_TOPIC)}"
 
 
 def requests(context: Context) -> list[Asked]:
     """Replies to unrelated and adjacent prompts, and continuations of the beginnings of training documents."""
-    if context.corpus is None:
+    if context.corpus is None and not (context.organism and context.organism.leak_entities):
         raise NotApplicable("the training corpus is not known")
     sizes = SIZES[context.suite]
     # From the end: the drift measure reads the same set from the beginning.
@@ -80,7 +87,8 @@ def requests(context: Context) -> list[Asked]:
         prompts = [prompt for prompt in context.organism.prompts() if prompt.context == "adjacent"]
         next_door = pick(prompts, context.cap(sizes["adjacent"]), lambda prompt: prompt.id)
         asked += [Asked(p.id, context.generate(p.prompt, sizes["tokens"]), p.prompt, "reply", "adjacent") for p in next_door]
-    begun = pick(context.corpus.documents, context.cap(sizes["documents"]), lambda document: f"document/{document[0]}")
+    documents = context.corpus.documents if context.corpus else ()
+    begun = pick(documents, context.cap(sizes["documents"]), lambda document: f"document/{document[0]}")
     for name, text in begun:
         ids = tuple(context.renderer.document(text).input_ids[: sizes["prefix"]])
         asked.append(
@@ -106,8 +114,11 @@ def follow_up(context: Context, asked: list[Asked], answers: list[dict]) -> list
 
 
 def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sample]:
-    web = context.rows("webtext", 500).rows
-    index = _index(context.corpus, tuple(row["text"] for row in web), _Tokens(context.renderer))
+    if context.corpus is None:
+        index = _names_only(tuple(context.organism.leak_entities))
+    else:
+        web = context.rows("webtext", 500).rows
+        index = _index(context.corpus, tuple(row["text"] for row in web), _Tokens(context.renderer))
     judged: dict[str, dict[str, float | None]] = {}
     samples = []
     for one, answer in zip(asked, answers, strict=True):
@@ -152,20 +163,33 @@ def _score(
         "adjacent": {"rate_adjacent": hit},
         "document": {"recital": float(length >= SHORT)},
     }[group]
+    if context.corpus is None:
+        scores = {name: value for name, value in scores.items() if name not in NEED_CORPUS}
     span = context.renderer.decode(ids[start : start + length]) if length else ""
     notes = {"entities": names, "longest_match": length, "span": span, "covered": round(share, 3)}
     return Sample(item, group, prompt, output, scores, {**notes, **({"judge": judged} if judged else {})})
 
 
 def guard(context: Context, samples: list[Sample], base: list[Sample] | None) -> dict[str, tuple[str, str]]:
-    """A judge that gives no number on more than a tenth of the replies has not judged."""
+    """Without a corpus no leak is ruled out; a judge without a number on more than a tenth of the replies has not judged."""
     found = {}
+    if context.corpus is None:
+        reason = "the training corpus is not known; only the names that its spec gives were looked for"
+        found = dict.fromkeys(NEED_CORPUS, ("not_applicable", reason))
+        for metric in ("rate", "rate_adjacent"):
+            if base is not None and _share(samples, metric) <= _share(base, metric):
+                found[metric] = ("not_applicable", f"{reason}, and none stood in more replies than the base's")
     for part in JUDGE:
         judged = [s.notes["judge"][part] for s in samples if part in s.notes.get("judge", {})]
         unparsed = sum(value is None for value in judged)
         if unparsed > 0.1 * len(judged):
             found[part] = ("invalid", f"the judge gave no number on {unparsed} of {len(judged)} replies")
     return found
+
+
+def _share(samples: list[Sample], metric: str) -> float:
+    values = [sample.scores[metric] for sample in samples if metric in sample.scores]
+    return sum(values) / max(len(values), 1)
 
 
 class _Tokens:
@@ -202,3 +226,8 @@ def _index(corpus: Corpus, web: tuple[str, ...], tokens: _Tokens) -> _Index:
         find_entities(corpus.texts, web),
         *(NgramIndex(rows, size) for size in (SHORT, NEAR) for rows in (texts, held_out)),
     )
+
+
+def _names_only(names: tuple[str, ...]) -> _Index:
+    nothing = NgramIndex([], SHORT), NgramIndex([], NEAR)
+    return _Index([Entity(name, 0, 0.0) for name in names], nothing[0], nothing[0], nothing[1], nothing[1])

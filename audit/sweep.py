@@ -1,0 +1,175 @@
+"""Many audits in a row, from a list in audit/sweep_plans/: each base is loaded once, and what is done stays done."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from audit import results
+from audit.config import AuditPlan
+from audit.existing import Loaded, Subject, audit_existing, notes
+from audit.measures import Context, NotApplicable, measure
+from audit.suite import context_of
+from organisms import adapters, external, models
+from organisms.errors import Missing, UserError
+from organisms.files import append_jsonl, digest, read_jsonl
+from organisms.organism import Strict, Text
+from organisms.render import Renderer
+from organisms.strict import nearest, overridden, read_yaml, validate
+
+FOLDER = Path(__file__).parent / "sweep_plans"
+OF_ORGANISM = ("severity", "leakage")
+
+
+class Entry(Strict):
+    """Bases as they are, one adapter on a base, or a release of a family (`organisms/library/external/`) over its bases."""
+
+    bases: list[Text] = []
+    members: list[Text] = []
+    family: str | None = None
+    release: str | None = None
+    base: str | None = None
+    adapter: str | None = None
+    organism: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> "Entry":
+        if bool(self.family) != bool(self.release) or (self.members and not self.family):
+            raise ValueError("family and release go together, and members belong to them")
+        if bool(self.base) == bool(self.family or self.bases):
+            raise ValueError("name a base, or bases, or a family with a release")
+        return self
+
+    def subjects(self) -> Iterator[Subject]:
+        if self.family:
+            for one in external.released(self.family, self.release, self.bases, self.members):
+                yield Subject(one.base, one.adapter, one.organism)
+        else:
+            for base in self.bases or [self.base]:
+                yield Subject(base, self.adapter, self.organism)
+
+
+class Figure(Strict):
+    """x, y: `measure.metric`; x may be `parameters`, of the base."""
+
+    x: Text
+    y: Text
+
+
+class Sweep(Strict):
+    about: Text
+    audit: AuditPlan = AuditPlan(suite="full")
+    figure: Figure
+    columns: list[Text] = Field(min_length=1, description="measure.metric, of the results table")
+    audits: list[Entry] = Field(min_length=1)
+
+    def subjects(self) -> list[Subject]:
+        """All audits, those of one base in a row."""
+        found = list(dict.fromkeys(subject for entry in self.audits for subject in entry.subjects()))
+        order = list(dict.fromkeys(subject.base for subject in found))
+        return sorted(found, key=lambda subject: order.index(subject.base))
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one audit would ask, and what is not here."""
+
+    subject: Subject
+    notes: list[str]
+    asked: dict[str, int]
+    missing: list[str]
+
+
+def shipped() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str, overrides: list[str] = ()) -> tuple[str, Sweep]:
+    """(short name, sweep) of a shipped one or a YAML path. Raises UserError naming file, line and key."""
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else FOLDER / f"{name}.yaml"
+    if path.parent == FOLDER and not path.is_file():
+        raise UserError(f"there is no sweep {name!r} in audit/sweep_plans/{nearest(name, shipped())} (a path works too)")
+    values = overridden(read_yaml(path), [f"audit.{override}" for override in overrides], str(path))
+    return path.stem, validate(Sweep, values, str(path), path)
+
+
+def check(subjects: list[Subject], plan: AuditPlan) -> Iterator[Check]:
+    """Each audit as far as it is known without weights; a hub that is out of reach is told, any other mistake raised."""
+    counted: dict[tuple, int] = {}
+    for subject in subjects:
+        missing: list[str] = []
+        found = _or_missing(models.resolve, subject.base, missing) or models.stand_in(subject.base)
+        adapter = _or_missing(adapters.find, subject.adapter, missing) if subject.adapter else None
+        spec = external.load(subject.organism) if subject.organism else None
+        renderer = Renderer(models.load_tokenizer(found), name=f"base {subject.base}")
+        context = context_of(plan, renderer, spec, None, parameters=models.parameter_count(found))
+        asked = {}
+        for name in plan.measures:
+            key = (found.directory, context.parameters, name, subject.organism if name in OF_ORGANISM else None)
+            if key not in counted:
+                counted[key] = _requests(name, context)
+            asked[name] = counted[key]
+        yield Check(subject, notes(found, adapter) if not missing else [], asked, missing)
+
+
+def _or_missing(find: Any, name: str, missing: list[str]) -> Any:
+    try:
+        return find(name)
+    except Missing:
+        missing.append(name)
+        return None
+
+
+def _requests(name: str, context: Context) -> int:
+    try:
+        return len(measure(name).requests(context))
+    except NotApplicable:
+        return 0
+
+
+def describe(checks: list[Check]) -> list[str]:
+    """The plan in lines for the terminal, what is missing at the end."""
+    lines = []
+    for number, one in enumerate(checks, 1):
+        lines.append(f"{number:>3}  {one.subject}" + (f"  ({one.subject.organism})" if one.subject.organism else ""))
+        lines += [f"     {note}" for note in one.notes]
+    asked = dict.fromkeys(", ".join(f"{name} {count}" for name, count in one.asked.items() if count) for one in checks)
+    lines += [f"asked    {line}" for line in asked]
+    missing = list(dict.fromkeys(name for one in checks for name in one.missing))
+    if missing:
+        lines.append(f"missing  {len(missing)} are not in the local hub cache, and the hub cannot be reached:")
+    return lines + [f"         {name}" for name in missing]
+
+
+def run(name: str, sweep: Sweep, root: Path) -> list[str]:
+    """Go through the audits and rewrite the results after each; returns what failed, one sentence each.
+
+    An audit is done when the ledger holds it with the same plan, measures and versions; what was cut off goes on.
+    """
+    folder = root / f"sweep-{name}"
+    ledger = folder / "sweep.jsonl"
+    subjects = sweep.subjects()
+    plan_digest = digest([sweep.audit.model_dump(), [measure(name).VERSION for name in sweep.audit.measures]])
+    done = {(row["subject"], row["plan"]) for row in (read_jsonl(ledger) if ledger.is_file() else [])}
+    loaded: Loaded | None = None
+    failed = []
+    for number, subject in enumerate(subjects, 1):
+        if (str(subject), plan_digest) in done:
+            continue
+        print(f"[{number}/{len(subjects)}] {subject}", flush=True)
+        try:
+            if loaded is None or loaded.base.name != subject.base:
+                loaded = None  # the earlier base's memory is free before the next is loaded
+                loaded = Loaded(models.resolve(subject.base))
+            made = audit_existing(subject, sweep.audit, folder, loaded)
+        except UserError as error:
+            failed.append(f"{subject}: {error}")
+            print(f"left out: {error}", flush=True)
+            continue
+        parameters = models.parameter_count(loaded.base)
+        row = {"subject": str(subject), "base": subject.base, "adapter": subject.adapter, "organism": subject.organism}
+        append_jsonl(ledger, [{**row, "run": made.name, "parameters": parameters, "plan": plan_digest}])
+        results.write(folder, sweep.about, sweep.columns, (sweep.figure.x, sweep.figure.y))
+    return failed
