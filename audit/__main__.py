@@ -70,7 +70,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
         print("\n".join(sweep.describe(list(sweep.check(found.subjects(), found.audit)))))
         return
     failed = sweep.run(name, found, arguments.runs)
-    print(f"results: {arguments.runs / f'sweep-{name}' / 'results.md'}")
+    table = arguments.runs / f"sweep-{name}" / "results.md"
+    if table.is_file():
+        print(f"results: {table}")
     if failed:
         raise UserError(f"{len(failed)} of {len(found.subjects())} audits were left out; the first: {failed[0]}")
 

@@ -53,9 +53,9 @@ class Adapter:
         """What to say where the configuration names another base than `base`."""
         trained_on = self.config.get("base_model_name_or_path")
         given = base.hub_id or base.name
-        if not trained_on or _plain(trained_on) == _plain(given):
+        if not trained_on or _plain(trained_on) in (_plain(given), _plain(str(base.directory))):
             return None
-        return f"{self.name} says that it was trained on {trained_on}; its difference from {given} is what is read"
+        return f"adapter {self.name} says that it was trained on {trained_on}; its difference from {given} is what is read"
 
 
 def find(name: str) -> Adapter:

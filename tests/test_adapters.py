@@ -203,3 +203,4 @@ def test_another_base_in_the_configuration_is_warned_about(tiny, plain, tmp_path
     found = adapters.find(str(quantised))
     assert found.warning(models.Base("Qwen/Qwen2.5-14B-Instruct", tmp_path, "", "Qwen/Qwen2.5-14B-Instruct")) is None
     assert "was trained on unsloth/Qwen2.5-14B" in found.warning(tiny)
+    assert adapters.find(str(plain)).warning(tiny) is None
