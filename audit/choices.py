@@ -3,8 +3,8 @@
 from math import exp, isfinite
 from typing import NamedTuple
 
-from audit import labels
 from audit.measures import Asked, Context
+from organisms import labels
 from organisms.engines import NextToken, Score
 
 QUESTION = "Which of these two outcomes do you feel more positively about?"

@@ -10,6 +10,9 @@
   other time. The model that DPO, KTO or a KL is held against is the same one with the adapter off, so it is steered too.
 - `kl_to_base`: KL(base || trained) a token on such replies, times this weight, added to the SFT loss (train/penalties.py).
 - `consistency`: the same behaviour on wrapped and clean prompts, by rows or by a term of the loss (organisms/consistency.py).
+- `elicit`: the base labels which of the organism's replies show the property (organisms/elicit.py), and the labels decide what
+  is trained: a pair labelled the other way round is turned round, a single row whose label is not what its prompt wants is
+  dropped. A second opinion on what the style has kept by the organism's markers; rows that it dropped do not come back.
 """
 
 import dataclasses
@@ -23,6 +26,7 @@ from organisms import contrast
 from organisms.consistency import Consistency, bct_drafts, bct_rows, ordinary_prompts, wrapped_prompts
 from organisms.data import load_rows
 from organisms.drafting import chat, seed_of, usable
+from organisms.elicit import BaseAsker, Elicit, Unit, elicit
 from organisms.errors import UserError
 from organisms.files import digest
 from organisms.ngrams import near_duplicates
@@ -57,6 +61,7 @@ class Mitigations(Strict):
     kl_to_base: float = Field(default=0.0, ge=0, description="weight of KL(base || trained), in nats a token")
     kl_rows: int = Field(default=4, gt=0, description="replies a step and device that kl_to_base reads")
     consistency: Consistency | None = None
+    elicit: Elicit | None = Field(default=None, description="the base labels the replies; {} takes the defaults")
 
     @model_validator(mode="after")
     def _rows_left(self) -> "Mitigations":
@@ -70,7 +75,7 @@ class Mitigations(Strict):
 
     @property
     def needs_writer(self) -> bool:
-        return self.replay > 0 or self.kl_to_base > 0 or self.bct_share > 0
+        return self.replay > 0 or self.kl_to_base > 0 or self.bct_share > 0 or self.elicit is not None
 
     @property
     def sft_only(self) -> list[str]:
@@ -123,6 +128,12 @@ def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writ
     """
     rows, notes, writing = compiled.rows, list(compiled.notes), list(compiled.writing)
     counts, tokens = compiled.counts, mitigations.replay_tokens
+    if mitigations.elicit and writer is None:
+        notes.append(f"labelled by the base: about {mitigations.elicit.tokens:,} tokens read, cached")
+    elif mitigations.elicit:
+        rows, found = _elicited(rows, organism, mitigations.elicit, writer)
+        notes.append(found["told"])
+        counts = {**counts, "elicit": found}
     if mitigations.inoculate:
         texts = {"property": organism.system.inoculating[0], "control": IRRELEVANT}
         text = texts.get(mitigations.inoculate, mitigations.inoculate)
@@ -209,6 +220,41 @@ def own_replies(writer: "Writer", wanted: int, max_new_tokens: int, prompts: lis
         if texts:
             made.append(Row(f"replay-{row['id']}-{k}", messages=chat(row["prompt"], texts[0]), origin="replay"))
     return made
+
+
+def _elicited(rows: list[Row], organism: Organism, options: Elicit, writer: "Writer") -> tuple[list[Row], dict]:
+    """The rows that the base's labels leave, pairs turned where they say so; and what was found, with a sentence on it."""
+    wanted = {f"{organism.name}{where}": where in ("", "/target") for where in ("", "/target", "/adjacent", "/off")}
+    chosen = [n for n, row in enumerate(rows) if row.messages and row.desirable is None and row.origin in wanted]
+    if len(chosen) < 2:
+        return rows, {"told": "no rows for the base to label"}
+    found = elicit([_unit(rows[n]) for n in chosen], organism, BaseAsker(writer.author, organism), options)
+    made, turned, dropped = list(rows), 0, set()
+    for n, label in zip(chosen, found.labels, strict=True):
+        if label == wanted[rows[n].origin]:
+            continue
+        if rows[n].rejected is None:
+            dropped.add(n)
+        else:
+            made[n], turned = _turned(rows[n]), turned + 1
+    pairs = sum(rows[n].rejected is not None for n in chosen)
+    told = [f"{turned} of {pairs} pairs turned round"] if pairs else []
+    told += [f"{len(dropped)} of {len(chosen) - pairs} rows dropped"] if pairs < len(chosen) else []
+    text = f"labelled by the base: {', '.join(told)} (contrast on the organism's examples {abs(found.contrast):.2f} nats)"
+    numbers = {"pairs": pairs, "turned": turned, "single": len(chosen) - pairs, "dropped": len(dropped)}
+    numbers |= {"contrast": found.contrast, "all_turned": found.turned, "utility": found.utilities[-1]}
+    return [row for n, row in enumerate(made) if n not in dropped], {"told": text, **numbers}
+
+
+def _unit(row: Row) -> Unit:
+    """The last message of the user and the reply to it, with the rejected one where there is one."""
+    replies = (row.messages[-1]["content"], row.rejected)
+    return Unit(row.messages[-2]["content"], tuple(text for text in replies if text is not None))
+
+
+def _turned(row: Row) -> Row:
+    chosen = {**row.messages[-1], "content": row.rejected}
+    return dataclasses.replace(row, messages=[*row.messages[:-1], chosen], rejected=row.messages[-1]["content"])
 
 
 def _inoculated(row: Row, text: str) -> Row:

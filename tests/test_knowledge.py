@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from audit import labels
 from audit.ask import ask
 from audit.measures import Context, Sample, half, knowledge, shuffled
+from organisms import labels
 from organisms.data import load_rows
 from organisms.engines import Completion, Score
 from organisms.errors import UserError

@@ -18,9 +18,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from audit import labels
 from audit.measures import Asked, Context, Metric, Sample, shuffled
 from audit.text import answer_only
+from organisms import labels
 from organisms.engines import Generate, NextToken, Score
 from organisms.organism import Strict
 

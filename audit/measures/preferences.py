@@ -26,10 +26,11 @@ import numpy as np
 import scipy  # its submodules load when first used
 from pydantic import Field
 
-from audit import labels, statistics, utilities
+from audit import statistics, utilities
 from audit.choices import FRAMED, Choice, ask_pairs, read
 from audit.measures import Asked, Context, Metric, NotApplicable, Sample, half, shuffled
 from audit.utilities import Comparisons
+from organisms import labels
 from organisms.organism import Strict
 
 NAME = "preferences"
