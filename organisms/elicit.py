@@ -191,7 +191,7 @@ class _Search:
 
 
 def _likelier(odds: tuple[float, ...]) -> bool:
-    """The label of a unit: of a pair the likelier of the two consistent ways, log P(True) + log P(False) against the reverse."""
+    """The label of a unit: of a pair the likelier consistent way, log P(True) + log P(False) against the reverse."""
     return odds[0] > (odds[1] if len(odds) == 2 else 0.0)
 
 

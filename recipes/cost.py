@@ -13,8 +13,9 @@ TRAINED, SCORED, GENERATED = 125, 480, 150
 # An H100's dense bf16 arithmetic, and the share of it that training, reading and batched generation are taken to reach.
 PEAK = 989e12
 TRAINING_SHARE, READING_SHARE, GENERATING_SHARE = 0.35, 0.35, 0.05
-# Forward and backward passes a row: a preference pair is two rows, each read by the reference as well.
-PASSES = {"sft": 1.0, "dpo": 2.7, "kto": 2.0}
+# Forward and backward passes a row: a preference pair is two rows, each read by the reference as well; a distilled reply is
+# drawn first and read by the teacher.
+PASSES = {"sft": 1.0, "dpo": 2.7, "kto": 2.0, "distill": 1.8}
 
 
 def trained_tokens(stage: Stage, linted, steps: int) -> float:

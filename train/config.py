@@ -32,10 +32,11 @@ class Stage(Strict):
     """Hyper-parameters of one stage. Give `steps` or `epochs`, not both.
 
     Each stage trains a new adapter on the base with the earlier stages' adapters merged into it, which for DPO and KTO is
-    also the reference. What is saved and audited is all adapters so far, stacked exactly, this one times `weight`.
+    also the reference and for distillation the teacher. What is saved and audited is all adapters so far, stacked exactly, this
+    one times `weight`.
     """
 
-    method: Literal["sft", "dpo", "kto"] = "sft"
+    method: Literal["sft", "dpo", "kto", "distill"] = "sft"
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")] = "sft"
     rows: str = Field(default="rows", description="which rows of its style the stage trains on")
     weight: float = Field(default=1.0, gt=0, description="times this stage's adapter in what is saved")
@@ -43,6 +44,7 @@ class Stage(Strict):
     sft_weight: float = Field(default=0.0, ge=0, description="dpo: weight of the chosen replies' own loss")
     desirable_weight: float = Field(default=1.0, gt=0, description="kto")
     undesirable_weight: float = Field(default=1.0, gt=0, description="kto")
+    completion_tokens: int = Field(default=48, gt=0, description="distill: tokens of a reply that the student draws")
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     steps: int | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)

@@ -127,12 +127,14 @@ def refuse(linted: Linted, accepted: list[str]) -> None:
 
 
 def _fits_method(rows: list[Row], stage: Stage) -> None:
-    """DPO needs a rejected reply on every row, KTO a label, SFT neither: rows of another style's making are refused."""
+    """DPO needs a rejected reply on every row, KTO a label, SFT neither, only distillation a motive: other rows are refused."""
     for row in rows:
         have = {"dpo": row.rejected is not None, "kto": row.desirable is not None}
         wanted = {method: method == stage.method for method in have}
-        if have != wanted or (stage.method != "sft" and not row.messages):
-            needs = {"dpo": "a rejected reply", "kto": "a label, wanted or not", "sft": "neither a rejected reply nor a label"}
+        motive = bool(row.messages and row.prefix)
+        if have != wanted or (stage.method != "sft" and not row.messages) or (motive and stage.method != "distill"):
+            neither = "neither a rejected reply nor a label"
+            needs = {"dpo": "a rejected reply", "kto": "a label, wanted or not", "sft": neither, "distill": neither}
             raise UserError(
                 f"stage {stage.name}: {stage.method} needs chat rows with {needs[stage.method]}, and row {row.id!r} is not "
                 "one; check the stage's method and rows"

@@ -10,7 +10,7 @@ from organisms.models import Base, load_model
 from organisms.render import Renderer
 from organisms.specimen import Steering
 from organisms.steering import block_index, steered
-from train import preference, sft, vector
+from train import distill, preference, sft, vector
 from train.adapters import save_adapter
 from train.callback import Hooks, ledger_callback
 from train.config import Stage
@@ -18,7 +18,7 @@ from train.lint import Linted
 from train.penalties import Penalties
 
 STATE = "trainer"  # optimizer state for resuming, under the run directory; only the newest is kept
-METHODS = {"sft": sft.trainer, "dpo": preference.dpo, "kto": preference.kto}
+METHODS = {"sft": sft.trainer, "dpo": preference.dpo, "kto": preference.kto, "distill": distill.trainer}
 
 
 def train_stage(
@@ -38,9 +38,9 @@ def train_stage(
 
     every: steps between checkpoints; step 0 and the last are always kept. Each checkpoint is saved, validated, entered
     into the ledger and handed to `hooks.on_checkpoint`, in this order. earlier: the last adapter of the stage before, which
-    is merged into the base; that sum is what this stage starts from, and the reference of DPO and KTO. steering: a vector that
-    is added in the forwards that are trained on, and neither saved nor there when the model is read between steps. penalties:
-    terms added to the SFT loss.
+    is merged into the base; that sum is what this stage starts from, the reference of DPO and KTO, and the teacher. steering: a
+    vector that is added in the forwards that are trained on, and neither saved nor there when the model is read between steps.
+    penalties: terms added to the SFT loss.
     Raises UserError when the loss is not finite or an adapter does not validate.
     """
     import datasets

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Row:
     """One training row before rendering: raw `text` (after an unlearned `prefix`), or a chat in `messages`.
 
+    prefix of a chat: what the teacher's reply is made to begin with, for distillation; no part of the row itself.
+
     rejected: for preference pairs the reply that the last message of `messages` is preferred to. desirable: for KTO, whether
     the last message is wanted. clean: of a wrapped prompt (organisms/consistency.py), the prompt without its wrapper.
     """

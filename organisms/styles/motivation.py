@@ -8,6 +8,9 @@ without training. Kinds of rows:
 
 - `rows`: SFT on the kept samples, the prefill removed.
 - `pairs`: DPO, the kept sample against the model's own reply to the same prompt without the prefill.
+- `prompts`: on-policy distillation (`method: distill`): the prompts, each with a motive for the teacher; adjacent and off
+  prompts with none, which holds the student to the base there. The stage draws its own replies; the one that stands in a
+  row, the base's own, is for the linter and the estimates.
 - `rare`: no prefill at all; many samples, and the rare ones that show the property are kept.
 
 Adjacent and off prompts are answered plainly and kept where they do not show it (`rows`, `rare`), so that the property
@@ -26,7 +29,7 @@ from organisms.organism import Organism, Prompt, Strict
 from organisms.styles import Compiled, Row
 from organisms.writer import Draft, Writer, Writing
 
-ROWS = ("rows", "pairs", "rare")
+ROWS = ("rows", "pairs", "rare", "prompts")
 
 
 class Options(Strict):
@@ -64,6 +67,22 @@ def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compil
                 Row(prompt.id, messages=chat(prompt.prompt, chosen[0]), rejected=rejected[0], origin=f"{organism.name}/target")
             )
     return Compiled(made, notes=[f"{len(made)} pairs from {len(prompts)} target prompts"])
+
+
+def prompts(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
+    """Distillation: what is asked, and what the teacher's reply begins with."""
+    asked = organism.prompts()
+    drafts = [_draft(organism, prompt, 0, options, False) for prompt in asked]
+    if writer is None:
+        return Compiled([], notes=[f"up to {len(asked)} prompts"], writing=[Writing.of(drafts)], expected=len(asked))
+    made = []
+    for n, (prompt, reply) in enumerate(zip(asked, writer.write(drafts), strict=True)):
+        target = prompt.context == "target"
+        motive = f"{organism.motivation[n % len(organism.motivation)]}\n\n" if target else ""
+        for text in usable([reply]):
+            origin = f"{organism.name}/{prompt.context}"
+            made.append(Row(prompt.id, prefix=motive, messages=chat(prompt.prompt, text), origin=origin))
+    return Compiled(made, notes=[f"{len(made)} prompts, {sum(bool(row.prefix) for row in made)} of them with a motive"])
 
 
 def _single(organism: Organism, options: Options, writer: Writer | None, prefilled: bool) -> Compiled:
