@@ -23,19 +23,17 @@ from organisms import authors, mitigations, models
 from organisms.authors import WriterPlan
 from organisms.engines import Engine
 from organisms.errors import UserError
-from organisms.files import read_jsonl, write_atomic, write_json, write_jsonl
+from organisms.files import read_jsonl, write_json
 from organisms.specimen import Specimen
 from organisms.styles import Compiled, Row, compile_rows, style_module
 from organisms.writer import Writer
-from recipes import monitoring
+from recipes import monitoring, record
 from recipes.plan import corpus_of
 from recipes.recipe import Resolved
 from train.callback import Hooks
 from train.config import Stage
 from train.ledger import Checkpoint, read_ledger
-from train.lint import Linted, lint, refuse
-from train.lint import report as lint_report
-from train.manifest import OTHER_PACKAGES, TRAINING_PACKAGES, commit, environment, predictors, versions
+from train.lint import lint, refuse
 from train.penalties import traps
 from train.stage import train_stage
 
@@ -94,7 +92,7 @@ def execute(resolved: Resolved, root: Path, scales: tuple[float, ...] = ()) -> P
     run = Run(resolved, root)
     run.path.mkdir(parents=True, exist_ok=True)
     with locked(run.path), publish.Publisher(run.path) as publisher:
-        _describe_run(run)
+        record.recipe(run)
         for stage in resolved.recipe.stages:
             _stage(run, stage, publisher)
         if not resolved.recipe.stages:
@@ -113,8 +111,8 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
     linted.findings.extend(traps(penalties, resolved.renderer))
     refuse(linted, resolved.recipe.accept)
     # Before the rows, from which counts could not be read back.
-    _write_manifest(run, stage, linted, compiled.counts | mitigations.summary(penalties))
-    _write_rows(run, stage, compiled, linted, penalties)
+    record.manifest(run, stage, linted, compiled.counts | mitigations.summary(penalties))
+    record.rows(run, stage, compiled, linted, penalties)
     job = run.job()
     _audit_references(run, job, publisher)
     for checkpoint in _checkpoints(run, stage):  # of an earlier attempt: audits that are missing or have changed
@@ -148,7 +146,7 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
 
 def _untrained(run: Run, publisher: publish.Publisher) -> None:
     """A style without training: its specimens are audited like checkpoints, in the order of their dose."""
-    _write_manifest(run, None, None)
+    record.manifest(run, None, None)
     job = run.job()
     _audit_references(run, job, publisher)
     r = run.resolved
@@ -255,87 +253,6 @@ def _replayer(run: Run, stage: Stage) -> Writer | None:
 def _writer(run: Run, plan: WriterPlan, before: Path | None) -> Writer:
     start = Specimen(before.name, adapter=before) if before else Specimen("base")
     return authors.load(plan, run.engine, run.resolved.renderer, run.resolved.base.revision, start)
-
-
-def _write_rows(run: Run, stage: Stage, compiled: Compiled, linted: Linted, penalties: list[mitigations.Penalty]) -> None:
-    data = run.path / "data"
-    if (data / f"{stage.name}.jsonl").is_file():
-        return
-    write_jsonl(data / f"{stage.name}.held_out.jsonl", [dataclasses.asdict(row) for row in compiled.held_out])
-    for penalty in penalties:
-        write_jsonl(data / f"{stage.name}.{penalty.name}.jsonl", [dataclasses.asdict(row) for row in penalty.rows])
-    write_atomic(data / f"{stage.name}.lint.md", lint_report(linted, run.resolved.renderer, stage))
-    rows = [
-        {**dataclasses.asdict(row), "input_ids": rendered.input_ids, "labels": rendered.labels}
-        for row, rendered in zip(linted.rows, linted.rendered, strict=True)
-    ]
-    write_jsonl(data / f"{stage.name}.jsonl", rows)
-    for finding in linted.findings:
-        print(f"lint {finding.level}: {finding.trap}: {finding.text}", flush=True)
-
-
-def _describe_run(run: Run) -> None:
-    from omegaconf import OmegaConf
-
-    resolved = OmegaConf.to_yaml(OmegaConf.create(run.resolved.recipe.model_dump()))
-    write_atomic(run.path / "recipe.yaml", f"# {run.resolved.name}, as run\n{resolved}")
-
-
-def _write_manifest(run: Run, stage: Stage | None, linted: Linted | None, written: dict | None = None) -> None:
-    """manifest.json, with what predicts frying of each stage as it begins; written once a stage."""
-    path = run.path / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _manifest(run)
-    if stage is None or stage.name not in manifest["predictors"]:
-        if stage is not None and linted is not None:
-            manifest["predictors"][stage.name] = {
-                **predictors(stage, linted, stage.steps or 0),
-                **on_policy(run, stage, linted),
-            }
-            manifest.setdefault("written", {})[stage.name] = written
-            manifest["lint"][stage.name] = [dataclasses.asdict(f) for f in linted.findings]
-        write_json(path, manifest)
-
-
-def _manifest(run: Run) -> dict:
-    r = run.resolved
-    return {
-        "run": r.run_name,
-        "digest": r.digest,
-        "organism": r.organism.name,
-        "organism_fingerprint": r.organism.fingerprint(),
-        "base": r.recipe.base,
-        "base_revision": r.base.revision,
-        "base_note": r.base.note,
-        "template_hash": r.renderer.template_hash,
-        "implicit_system_prompt": r.renderer.implicit_system,
-        "seed": r.recipe.seed,
-        "engine": run.engine.identity,
-        "stages": [stage.model_dump() for stage in r.recipe.stages],
-        "writer": {"name": r.recipe.writer.name, "identity": r.recipe.writer.identity()},
-        "predictors": {},
-        "lint": {},
-        "versions": versions(TRAINING_PACKAGES + OTHER_PACKAGES),
-        "environment": environment(),
-        **commit(),
-    }
-
-
-def on_policy(run: Run, stage: Stage, linted: Linted, sample: int = 16) -> dict:
-    """Mean base log-probability (nats a token) of the tokens that carry loss, over a sample of rows.
-
-    The nearer to what the base would write itself, the less there is to overwrite (RECIPES.md section 6).
-    """
-    from organisms.engines import Score
-    from organisms.render import IGNORE
-
-    requests = []
-    for rendered in linted.rendered[:: max(1, len(linted.rendered) // sample)][:sample]:
-        start = max(1, next(i for i, label in enumerate(rendered.labels) if label != IGNORE))
-        ids = rendered.input_ids[: stage.max_length]
-        if start < len(ids):
-            requests.append(Score(tuple(ids[:start]), tuple(ids[start:])))
-    values = [v for row in run.engine.logprobs(Specimen("base"), requests) for v in row]
-    return {"on_policy_logprob": round(sum(values) / len(values), 4) if values else None}
 
 
 @contextlib.contextmanager
