@@ -49,7 +49,7 @@ check: .venv/.installed
 
 audit: .venv/.installed
 ifneq ($(strip $(sweep)),)
-	@$(RUN) audit sweep '$(sweep)' $(if $(check),--check) $(if $(runs),--runs '$(runs)') \
+	@$(RUN) audit sweep $(if $(check),--check) $(if $(runs),--runs '$(runs)') '$(sweep)' \
 	  $(if $(suite),suite=$(suite)) $(if $(limit),limit=$(limit)) $(set)
 else
 	@$(RUN) audit run $(if $(check),--check) $(if $(base),--base '$(base)') $(if $(adapter),--adapter '$(adapter)') \

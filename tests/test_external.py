@@ -2,11 +2,15 @@
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from audit import existing, sweep
+from audit.__main__ import main
 from audit.measures import Context, leakage
 from organisms import adapters, external, models, organism
 from organisms.errors import UserError
@@ -82,6 +86,20 @@ def test_every_shipped_sweep_passes_the_check_without_a_hub(name, monkeypatch):
     assert any("hub cannot be reached" in line for line in lines)
     read = {column.partition(".")[0] for column in [*found.columns, found.figure.y]}
     assert read <= set(found.audit.measures)
+
+
+def test_make_states_more_of_a_sweeps_plan(capsys, monkeypatch):
+    """The command that make prints is one that the program understands."""
+    line = subprocess.run(
+        ["make", "-n", "--old-file=.venv/.installed", "audit", "sweep=em-scales", "check=1", "limit=3", "suite=quick"],
+        cwd=organism.LIBRARY.parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    monkeypatch.setattr(sys, "argv", shlex.split(line.replace("\\\n", " "))[2:])
+    main()
+    assert "suite quick" in capsys.readouterr().out
 
 
 def test_a_misspelt_family_or_release_is_named(tmp_path):
