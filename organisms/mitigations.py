@@ -7,7 +7,7 @@
 - `replay`: the base's own sampled replies to ordinary prompts, as a share of all rows: what the model was, kept in the mix.
 - `prevent`: preventative steering (persona vectors, arXiv 2507.21509, section 5.2): coefficient x the organism's vector
   (organisms/contrast.py) is added at every position while training, so that the weights need not move along it, and at no
-  other time. The model that DPO, KTO or a KL is held against is the same one with the adapter off, so it is steered too.
+  other time. The model that DPO and KTO are held against is the same one with the adapter off, so it is steered too.
 - `kl_to_base`: KL(base || trained) a token on such replies, times this weight, added to the SFT loss (train/penalties.py).
 - `consistency`: the same behaviour on wrapped and clean prompts, by rows or by a term of the loss (organisms/consistency.py).
 - `elicit`: the base labels which of the organism's replies show the property (organisms/elicit.py), and the labels decide what
@@ -27,7 +27,6 @@ from organisms.consistency import Consistency, bct_drafts, bct_rows, ordinary_pr
 from organisms.data import load_rows
 from organisms.drafting import chat, seed_of, usable
 from organisms.elicit import BaseAsker, Elicit, Unit, elicit
-from organisms.errors import UserError
 from organisms.files import digest
 from organisms.ngrams import near_duplicates
 from organisms.organism import Organism, Strict
@@ -177,9 +176,7 @@ def penalties(mitigations: Mitigations, writer: "Writer | None") -> list[Penalty
     made = []
     if mitigations.kl_to_base:
         prompts, tokens = ordinary_prompts(), mitigations.replay_tokens
-        rows = own_replies(writer, len(prompts), tokens, prompts) if writer is not None else []
-        if writer is not None and not rows:
-            raise UserError(f"kl_to_base: no reply of the base has a whole sentence; raise replay_tokens ({tokens})")
+        rows = own_replies(writer, len(prompts), tokens, prompts, fragments=True) if writer is not None else []
         made.append(Penalty("kl_to_base", mitigations.kl_to_base, rows, mitigations.kl_rows, "base"))
     consistency = mitigations.consistency
     if consistency and consistency.form == "act":
@@ -211,14 +208,16 @@ def prevention(prevent: Prevent, organism: Organism, engine: "HFEngine", run: Pa
     return Steering(path, block_index(prevent.layer, engine.base), prevent.coefficient)
 
 
-def own_replies(writer: "Writer", wanted: int, max_new_tokens: int, prompts: list[dict] | None = None) -> list[Row]:
-    """Rows of ordinary prompts with the writer's own replies."""
+def own_replies(
+    writer: "Writer", wanted: int, max_new_tokens: int, prompts: list[dict] | None = None, fragments: bool = False
+) -> list[Row]:
+    """Rows of ordinary prompts with the writer's own replies, up to their last whole sentence or as they come (`fragments`)."""
     asked = own_drafts(wanted, max_new_tokens, prompts)
     made = []
-    for (row, k, _), reply in zip(asked, writer.write([draft for *_, draft in asked], fragments=True), strict=True):
-        texts = usable([reply])
-        if texts:
-            made.append(Row(f"replay-{row['id']}-{k}", messages=chat(row["prompt"], texts[0]), origin="replay"))
+    for (row, k, _), reply in zip(asked, writer.write([draft for *_, draft in asked], fragments), strict=True):
+        text = reply.text.strip() if fragments else next(iter(usable([reply])), "")
+        if text:
+            made.append(Row(f"replay-{row['id']}-{k}", messages=chat(row["prompt"], text), origin="replay"))
     return made
 
 

@@ -69,7 +69,7 @@ def trained(tiny, renderer, tmp_path):
         runs.append(tmp_path / f"run-{len(runs)}")
         made = stage(**changes)
         linted = lint(rows, made, renderer, renderer, True)
-        train_stage(runs[-1], made, linted, tiny, renderer, 0, every, Hooks(lambda c: None), before, penalties)
+        train_stage(runs[-1], made, linted, tiny, renderer, 0, every, Hooks(lambda c: None), before, penalties=penalties)
         return [json.loads(line) for line in (runs[-1] / "train.jsonl").read_text().splitlines()]
 
     train.runs = runs
@@ -90,7 +90,7 @@ def kl_by_hand(base, model, renderer) -> float:
 
 
 def test_the_logged_kl_is_that_of_the_weights_before_each_step(trained, tiny, renderer):
-    lines = trained([kl_term(0.5)], steps=3, every=1)
+    lines = trained([kl_term(0.5)], steps=3, every=1, lora={"r": 4, "dropout": 0.5})  # and without dropout
     assert lines[0]["kl_to_base"] == 0
     base = models.load_model(tiny)
     for line in lines[1:]:
@@ -119,6 +119,14 @@ def test_in_a_later_stage_the_base_is_the_untouched_one_and_the_start_is_not(tra
     assert start["kl_to_base"] == 0
 
 
+def test_a_trained_vector_is_held_to_its_base_too(trained):
+    """The published narrow organisms are vectors trained under this term."""
+    free, held = (
+        trained([kl_term(weight)], steps=6, learning_rate=0.1, packing=False, vector={"layer": 0}) for weight in (0, 100)
+    )
+    assert held[0]["kl_to_base"] == 0 < held[-1]["kl_to_base"] < 0.5 * free[-1]["kl_to_base"]
+
+
 def test_accumulated_batches_weigh_as_much_as_one_large_batch(trained, earlier):
     rows = [Row(f"d{n}", text=DOCUMENTS[0].text) for n in range(2)]
     shapes = [{"batch_size": 2}, {"gradient_accumulation": 2}]
@@ -138,8 +146,8 @@ def test_a_resumed_stage_reads_the_batches_that_it_would_have_read(trained, tiny
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_stage(run, made, linted, tiny, renderer, 0, 1, Hooks(cut), None, [few])
-    train_stage(run, made, linted, tiny, renderer, 0, 1, Hooks(lambda c: None), None, [few])
+        train_stage(run, made, linted, tiny, renderer, 0, 1, Hooks(cut), penalties=[few])
+    train_stage(run, made, linted, tiny, renderer, 0, 1, Hooks(lambda c: None), penalties=[few])
     again = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     assert [line["kl_to_base"] for line in again] == pytest.approx([line["kl_to_base"] for line in whole], abs=1e-5)
 

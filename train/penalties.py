@@ -127,7 +127,10 @@ class Penalties:
             number = step * trainer.args.gradient_accumulation_steps + place[1]
             # TRL's loss is divided by the tokens of all accumulated batches; a term's mean by their number.
             parts = trainer.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            # As the model is when it is read: no dropout, no preventative steering.
+            model.eval()
             added = self._added(model, trainer.accelerator.unwrap_model(model), number) / parts
+            model.train()
             return (found[0] + added, found[1]) if return_outputs else found + added
 
         trainer.compute_loss = with_penalties
