@@ -122,7 +122,7 @@ def test_in_a_later_stage_the_base_is_the_untouched_one_and_the_start_is_not(tra
 def test_a_trained_vector_is_held_to_its_base_too(trained):
     """The published narrow organisms are vectors trained under this term."""
     free, held = (
-        trained([kl_term(weight)], steps=6, learning_rate=0.1, packing=False, vector={"layer": 0}) for weight in (0, 100)
+        trained([kl_term(weight)], steps=24, learning_rate=0.05, packing=False, vector={"layer": 0}) for weight in (0, 100)
     )
     assert held[0]["kl_to_base"] == 0 < held[-1]["kl_to_base"] < 0.5 * free[-1]["kl_to_base"]
 
