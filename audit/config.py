@@ -9,6 +9,7 @@ from audit.judge import JudgePlan
 from audit.measures import MEASURES
 from audit.monitor import MonitorPlan
 from organisms.data import SETS
+from organisms.engines.load import EnginePlan
 from organisms.errors import UserError
 from organisms.organism import Purpose, Strict
 from organisms.strict import nearest, validate
@@ -26,6 +27,7 @@ class AuditPlan(Strict):
     margins: dict[str, dict[str, float]] = Field(default={}, description="measure -> metric -> margin, in the metric's unit")
     options: dict[str, dict[str, Any]] = Field(default={}, description="measure -> its own options, see its file")
     limit: int | None = Field(default=None, gt=0, description="most items a measure asks")
+    engine: EnginePlan = EnginePlan()
     judge: JudgePlan | None = Field(default=None, description="who judges replies; None: rules only")
     monitor: MonitorPlan = MonitorPlan()
     purpose: Purpose | None = Field(default=None, description="profile of margins; None: the organism's")

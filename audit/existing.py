@@ -13,6 +13,7 @@ from audit.table import show
 from audit.verdicts import overall
 from organisms import adapters, external, models
 from organisms.engines import Engine
+from organisms.engines.load import EnginePlan, load
 from organisms.files import digest, write_json
 from organisms.render import Renderer
 from organisms.specimen import Specimen
@@ -35,6 +36,7 @@ class Loaded:
     """A base; its weights are loaded when the engine is first asked for, and serve all audits of it."""
 
     base: models.Base
+    plan: EnginePlan = EnginePlan()
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -42,9 +44,7 @@ class Loaded:
 
     @cached_property
     def engine(self) -> Engine:
-        from organisms.engines.hf import HFEngine
-
-        return HFEngine(self.base, self.renderer)
+        return load(self.plan, self.base, self.renderer)
 
 
 def audit_existing(subject: Subject, plan: AuditPlan, root: Path, loaded: Loaded | None = None) -> Path:
@@ -53,7 +53,7 @@ def audit_existing(subject: Subject, plan: AuditPlan, root: Path, loaded: Loaded
     loaded: the base, where an audit before this one has loaded it.
     Raises UserError where base, adapter or organism is not found, or the adapter does not fit the base or changes nothing.
     """
-    loaded = loaded or Loaded(models.resolve(subject.base))
+    loaded = loaded or Loaded(models.resolve(subject.base), plan.engine)
     found, renderer = loaded.base, loaded.renderer
     spec = external.load(subject.organism) if subject.organism else None
     adapter = adapters.find(subject.adapter) if subject.adapter else None
@@ -73,7 +73,6 @@ def audit_existing(subject: Subject, plan: AuditPlan, root: Path, loaded: Loaded
     margins = profiles.margins(plan.purpose or (spec.purpose if spec else "natural"), plan.measures)
     parameters = models.parameter_count(found)
     job = Job(run, labels, found.revision, plan, renderer, spec, None, margins, parameters, judge.load(plan.judge))
-
     print("audit base", flush=True)
     audit_base(job, loaded.engine)
     specimen = "base"

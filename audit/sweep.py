@@ -162,7 +162,7 @@ def run(name: str, sweep: Sweep, root: Path) -> list[str]:
         try:
             if loaded is None or loaded.base.name != subject.base:
                 loaded = None  # the earlier base's memory is free before the next is loaded
-                loaded = Loaded(models.resolve(subject.base))
+                loaded = Loaded(models.resolve(subject.base), sweep.audit.engine)
             made = audit_existing(subject, sweep.audit, folder, loaded)
         except UserError as error:
             failed.append(f"{subject}: {error}")

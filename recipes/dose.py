@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from organisms import models
+from organisms.engines.load import chosen
 from organisms.errors import UserError, run_cli
 from recipes.recipe import Resolved, resolve
 
@@ -43,7 +44,8 @@ def finished(path: Path) -> Resolved:
     if "final" not in manifest:
         raise UserError(f"{path} is not finished; go on with `make recipe={resolved.name}`")
     device = models.default_device()
-    now = {"device": device.split(":")[0], "dtype": models.default_dtype(device)}
+    engine = chosen(resolved.recipe.audit.engine)
+    now = {"engine": engine, "device": device.split(":")[0], "dtype": models.default_dtype(device)}
     changed = [
         f"{key} {manifest['engine'][key]}, here {value}" for key, value in now.items() if manifest["engine"][key] != value
     ]

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from audit.config import AuditPlan
 from organisms import models, organism
 from organisms.authors import WriterPlan
+from organisms.engines.load import chosen
 from organisms.errors import Missing, UserError
 from organisms.files import digest
 from organisms.mitigations import Mitigations
@@ -136,6 +137,12 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
             raise
         found = models.stand_in(recipe.base)
         missing.append(f"{unreached}; tokens are counted by the embedded base's tokenizer and template")
+    try:
+        chosen(recipe.audit.engine)
+    except Missing as absent:
+        if not planned:
+            raise
+        missing.append(str(absent))
     spec = organism.load(recipe.organism)
     options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
     _check_stages(short, recipe)

@@ -47,6 +47,10 @@ def manifest(run: "Run", stage: Stage | None, linted: Linted | None, written: di
     """manifest.json, with what predicts frying of each stage as it begins; written once a stage."""
     path = run.path / "manifest.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _manifest(run)
+    if values["engine"] != run.engine.identity:
+        print(f"another engine than before: the base and every checkpoint are read again with {run.engine.identity['engine']}")
+        values["engine"] = run.engine.identity
+        write_json(path, values)
     if stage is None or stage.name not in values["predictors"]:
         if stage is not None and linted is not None:
             values["predictors"][stage.name] = {

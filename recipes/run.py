@@ -21,7 +21,7 @@ from audit.table import show
 from audit.verdicts import overall
 from organisms import authors, mitigations, models
 from organisms.authors import WriterPlan
-from organisms.engines import Engine
+from organisms.engines import Engine, load
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_json
 from organisms.specimen import Specimen
@@ -48,9 +48,7 @@ class Run:
 
     @cached_property
     def engine(self) -> Engine:
-        from organisms.engines.hf import HFEngine
-
-        return HFEngine(self.resolved.base, self.resolved.renderer)
+        return load.load(self.resolved.recipe.audit.engine, self.resolved.base, self.resolved.renderer)
 
     @property
     def plan(self) -> MonitorPlan:
