@@ -21,7 +21,9 @@ paper prints a sum, under which every new label would be a loss. So do we. Ours 
   `positive` ones are called less likely to show it than its `borderline_negative` ones, every label is turned.
 
 How it could lie: a base that cannot see the property finds another division of the replies that it can predict. On single
-replies it may call all of them alike, which predicts perfectly; pairs cannot be.
+replies it may call all of them alike, which predicts perfectly; pairs cannot be. SmolLM2-135M is such a base: of 12 pairs of
+flattery's probes 8 were labelled rightly from either of two seeds (k 4, 24 steps; a context of eight right labels did no
+better), and the organism's examples hardly told the sides apart (0.04 and 0.11 nats). So that contrast stands in the notes.
 """
 
 import random

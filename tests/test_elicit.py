@@ -171,3 +171,17 @@ def test_a_plan_counts_tokens_and_a_base_that_does_not_answer_is_refused(planted
     engine.mass = 0.1
     with pytest.raises(UserError, match="put less than 50% of the probability on the labels"):
         mitigations.apply(Mitigations(elicit={}), flattery, Compiled(rows), Writer(author, tmp_path))
+
+
+@pytest.mark.slow
+def test_the_embedded_base_labels_probes_and_reads_its_answers_back(engine, renderer, base, flattery, tmp_path, monkeypatch):
+    """How well it labels is not asserted: SmolLM2-135M is near chance (organisms/elicit.py)."""
+    monkeypatch.setenv("ORGANISMS_CACHE", str(tmp_path))
+    units = [Unit(p.prompt, (p.shows, p.plain)) for p in flattery.probes() if p.context == "target"][:4]
+    author = LocalAuthor(engine, renderer, Specimen("base"), base.revision)
+    options = Elicit(k=2, steps=6, seeds=2)
+    found = elicit(units, flattery, BaseAsker(author, flattery), options)
+    assert len(found.labels) == 4 and all(math.isfinite(value) for value in found.utilities)
+    stored = next((tmp_path / "elicit").glob("*.jsonl"))
+    size = stored.stat().st_size
+    assert elicit(units, flattery, BaseAsker(author, flattery), options) == found and stored.stat().st_size == size
