@@ -82,7 +82,7 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
     for one in found:
         lines += _stage_lines(one, recipe.audit.every) + _writing_lines(recipe.writer, recipe.base, one.compiled)
     lines.append(f"memory      {cost.memory(resolved.base, 3 if len(found) > 1 and recipe.mitigations.holds_base else 2)}")
-    lines.append(f"engine      {told(recipe.audit.engine)}")
+    lines.append(f"engine      {told(recipe.audit.engine, recipe.steers)}")
     lines += [f"missing     {what}" for what in resolved.missing]
     if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:
         lines.append(f"system      the template's own: {resolved.renderer.implicit_system!r}")

@@ -41,6 +41,11 @@ class Recipe(Strict):
     accept: list[str] = Field(default=[], description="traps of the linter that this recipe accepts by name")
     audit: AuditPlan = AuditPlan()
 
+    @property
+    def steers(self) -> bool:
+        """Whether a steering vector is made, trained or audited."""
+        return self.style == "steering" or self.mitigations.prevent is not None or any(s.vector for s in self.stages)
+
     @field_validator("accept")
     @classmethod
     def _known_traps(cls, names: list[str]) -> list[str]:
@@ -138,7 +143,7 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
         found = models.stand_in(recipe.base)
         missing.append(f"{unreached}; tokens are counted by the embedded base's tokenizer and template")
     try:
-        chosen(recipe.audit.engine)
+        chosen(recipe.audit.engine, recipe.steers)
     except Missing as absent:
         if not planned:
             raise

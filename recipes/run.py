@@ -48,7 +48,8 @@ class Run:
 
     @cached_property
     def engine(self) -> Engine:
-        return load.load(self.resolved.recipe.audit.engine, self.resolved.base, self.resolved.renderer)
+        recipe = self.resolved.recipe
+        return load.load(recipe.audit.engine, self.resolved.base, self.resolved.renderer, recipe.steers)
 
     @property
     def plan(self) -> MonitorPlan:

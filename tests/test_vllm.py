@@ -15,7 +15,7 @@ import pytest
 
 from audit import readings as ledger
 from audit.config import AuditPlan
-from audit.existing import audit_existing
+from audit.existing import Subject, audit_existing
 from audit.suite import check_alive
 from organisms import models
 from organisms.engines import Divergence, Generate, NextToken, Score
@@ -159,7 +159,7 @@ def test_an_audit_reads_the_same_with_both_engines(adapters, tmp_path):
     for name in ("hf", "vllm"):
         engine = EnginePlan(name=name)
         plan = AuditPlan(measures=["severity", "webtext", "preferences"], limit=4, data={"webtext": "embedded"}, engine=engine)
-        run = audit_existing(models.EMBEDDED, str(adapters["random"]), "flattery", plan, tmp_path)
+        run = audit_existing(Subject(models.EMBEDDED, str(adapters["random"]), "flattery"), plan, tmp_path)
         found.append({r.key: r for r in ledger.read(run)})
     hf, vllm = found
     assert {r.engine for r in hf.values()} == {"hf"} and {r.engine for r in vllm.values()} == {"vllm"}

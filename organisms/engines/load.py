@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from organisms import models
 from organisms.engines import Engine
-from organisms.errors import Missing
+from organisms.errors import Missing, UserError
 from organisms.organism import Strict
 from organisms.render import Renderer
 
@@ -31,8 +31,14 @@ class EnginePlan(Strict):
         return self
 
 
-def chosen(plan: EnginePlan) -> Literal["hf", "vllm"]:
-    """The engine's name on this machine. Raises Missing where the plan names vLLM and it is not installed."""
+def chosen(plan: EnginePlan, steers: bool = False) -> Literal["hf", "vllm"]:
+    """The engine's name on this machine.
+
+    steers: whether steering vectors are made, trained or audited, which only transformers can run.
+    Raises UserError where the plan names vLLM and the run steers, Missing where it names vLLM and it is not installed.
+    """
+    if plan.name == "vllm" and steers:
+        raise UserError("audit.engine.name=vllm: vLLM adds no steering vector; name hf, or leave the engine out")
     installed = importlib.util.find_spec("vllm") is not None
     if plan.name == "vllm" and not installed:
         raise Missing(
@@ -41,13 +47,13 @@ def chosen(plan: EnginePlan) -> Literal["hf", "vllm"]:
         )
     if plan.name != "auto":
         return plan.name
-    return "vllm" if installed and models.default_device() == "cuda" else "hf"
+    return "vllm" if installed and not steers and models.default_device() == "cuda" else "hf"
 
 
-def told(plan: EnginePlan) -> str:
+def told(plan: EnginePlan, steers: bool = False) -> str:
     """The choice in words, for a plan."""
     try:
-        name = chosen(plan)
+        name = chosen(plan, steers)
     except Missing:
         name = plan.name
     if name == "hf":
@@ -58,9 +64,9 @@ def told(plan: EnginePlan) -> str:
     )
 
 
-def load(plan: EnginePlan, base: models.Base, renderer: Renderer) -> Engine:
+def load(plan: EnginePlan, base: models.Base, renderer: Renderer, steers: bool = False) -> Engine:
     """The engine that a plan names, for one base and its renderer. vLLM starts when it is first asked."""
-    if chosen(plan) == "vllm":
+    if chosen(plan, steers) == "vllm":
         from organisms.engines.vllm import VLLMEngine
 
         return VLLMEngine(base, renderer, plan)
