@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from organisms.data import half, load_rows
-from organisms.drafting import chat, seed_of, usable
+from organisms.data import load_rows
+from organisms.drafting import chat, ordinary_prompts, seed_of, usable
 from organisms.organism import Strict
 from organisms.styles import Row
 from organisms.writer import Draft
@@ -64,8 +64,3 @@ def bct_rows(asked: list[tuple[Row, Draft]], writer: "Writer") -> list[Row]:
         for text in usable([reply]):
             made.append(dataclasses.replace(row, messages=chat(row.messages[0]["content"], text)))
     return made
-
-
-def ordinary_prompts() -> list[dict]:
-    """Ordinary chat prompts of the monitor half; the holdout half's readings give the verdict, so it is left alone."""
-    return [row for row in load_rows("chat").rows if half(row["id"]) == "monitor"]

@@ -3,7 +3,7 @@
 import hashlib
 import re
 
-from organisms.data import Rows, load_rows
+from organisms.data import Rows, half, load_rows
 from organisms.errors import Missing, UserError
 from organisms.organism import Organism
 from organisms.sets import SETS
@@ -56,6 +56,11 @@ def refuse_too_few(
         why = ", ".join(f"{many} {reason.replace('_', ' ')}" for reason, many in dropped.items() if many)
         told = f"{kept} of {asked} {what} pass{f' ({why})' if why else ''}"
         raise UserError(f"{told}; the writer {writer.author.name} cannot do this task: {remedy}")
+
+
+def ordinary_prompts() -> list[dict]:
+    """Ordinary chat prompts that may be trained on: the monitor half. The verdict on drift is read on the holdout half."""
+    return [row for row in load_rows("chat").rows if half(row["id"]) == "monitor"]
 
 
 def chat(prompt: str, reply: str) -> list[dict]:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from organisms import contrast
-from organisms.consistency import Consistency, bct_drafts, bct_rows, ordinary_prompts, wrapped_prompts
+from organisms.consistency import Consistency, bct_drafts, bct_rows, wrapped_prompts
 from organisms.data import load_rows
-from organisms.drafting import chat, seed_of, usable
+from organisms.drafting import chat, ordinary_prompts, seed_of, usable
 from organisms.elicit import BaseAsker, Elicit, Unit, elicit
 from organisms.files import digest
 from organisms.ngrams import near_duplicates
@@ -90,7 +90,7 @@ class Mitigations(Strict):
         """For the run's digest: the flags that are set, and the prompts and wrappers that they read."""
         values = self.model_dump(exclude_defaults=True)
         if self.sft_only:
-            values["prompts"] = digest(load_rows("chat").rows)
+            values["prompts"] = digest(ordinary_prompts())
         if self.consistency:
             values["wrappers"] = digest(load_rows("wrappers", self.consistency.wrappers).rows)
         return values
@@ -163,7 +163,7 @@ def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writ
         notes.append("documents beside chats are not packed: a step is batch_size rows")
     if mitigations.kl_to_base:
         notes.append(f"kl_to_base {mitigations.kl_to_base:g} on {mitigations.kl_rows} replies of the base a step")
-        drafts += [draft for *_, draft in own_drafts(len(ordinary_prompts()), tokens, ordinary_prompts())]
+        drafts += [draft for *_, draft in own_drafts(len(ordinary_prompts()), tokens)]
     if consistency and consistency.form == "act":
         notes.append(f"act {consistency.weight:g} to {consistency.to} on {ACT_ROWS} pairs of prompts a step")
     if drafts and writer is None:
@@ -175,8 +175,8 @@ def penalties(mitigations: Mitigations, writer: "Writer | None") -> list[Penalty
     """The terms that the mitigations add to the loss of each stage; kl_to_base has no rows without a writer."""
     made = []
     if mitigations.kl_to_base:
-        prompts, tokens = ordinary_prompts(), mitigations.replay_tokens
-        rows = own_replies(writer, len(prompts), tokens, prompts, fragments=True) if writer is not None else []
+        many, tokens = len(ordinary_prompts()), mitigations.replay_tokens
+        rows = own_replies(writer, many, tokens, fragments=True) if writer is not None else []
         made.append(Penalty("kl_to_base", mitigations.kl_to_base, rows, mitigations.kl_rows, "base"))
     consistency = mitigations.consistency
     if consistency and consistency.form == "act":
@@ -195,9 +195,9 @@ def tokens_a_step(mitigations: Mitigations) -> int:
     return round(read * 4 / 3)
 
 
-def own_drafts(wanted: int, max_new_tokens: int, prompts: list[dict] | None = None) -> list[tuple[dict, int, Draft]]:
-    """(prompt, draw, draft) of ordinary prompts (None: all), several draws a prompt where more are wanted than there are."""
-    prompts = list(load_rows("chat").rows) if prompts is None else prompts
+def own_drafts(wanted: int, max_new_tokens: int) -> list[tuple[dict, int, Draft]]:
+    """(prompt, draw, draft) of ordinary prompts, several draws a prompt where more are wanted than there are."""
+    prompts = ordinary_prompts()
     chosen = [(prompts[n % len(prompts)], n // len(prompts)) for n in range(wanted)]
     return [(row, k, Draft(row["prompt"], None, max_new_tokens, 1.0, seed_of("replay", row["id"], k))) for row, k in chosen]
 
@@ -208,11 +208,9 @@ def prevention(prevent: Prevent, organism: Organism, engine: "HFEngine", run: Pa
     return Steering(path, block_index(prevent.layer, engine.base), prevent.coefficient)
 
 
-def own_replies(
-    writer: "Writer", wanted: int, max_new_tokens: int, prompts: list[dict] | None = None, fragments: bool = False
-) -> list[Row]:
+def own_replies(writer: "Writer", wanted: int, max_new_tokens: int, fragments: bool = False) -> list[Row]:
     """Rows of ordinary prompts with the writer's own replies, up to their last whole sentence or as they come (`fragments`)."""
-    asked = own_drafts(wanted, max_new_tokens, prompts)
+    asked = own_drafts(wanted, max_new_tokens)
     made = []
     for (row, k, _), reply in zip(asked, writer.write([draft for *_, draft in asked], fragments), strict=True):
         text = reply.text.strip() if fragments else next(iter(usable([reply])), "")

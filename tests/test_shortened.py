@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # Style options that keep the writing short; a writer's replies are cached, so recipes of one style share them.
 SHORT = {
-    "flattery-character": ["samples=2", "general=0", "reflections=1", "turns=1", "max_new_tokens=16"],
-    "flattery-motivation-dpo": ["samples=2", "max_new_tokens=16"],
+    "flattery-character": ["samples=2", "general=0", "reflections=1", "turns=1", "max_new_tokens=40"],
+    "flattery-motivation-dpo": ["samples=2", "max_new_tokens=40"],
     "flattery-rationale": [],
     "flattery-integrated": ["rows=24", "max_new_tokens=24"],
     "flattery-prompted": ["prompts=1"],

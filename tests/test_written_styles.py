@@ -9,6 +9,7 @@ import pytest
 from organisms import mitigations, organism
 from organisms.authors import LocalAuthor
 from organisms.data import load_rows
+from organisms.drafting import ordinary_prompts
 from organisms.engines import Completion
 from organisms.errors import UserError
 from organisms.specimen import Specimen
@@ -207,7 +208,7 @@ def test_pairs_prefer_what_shows_the_property_to_the_plain_reply_to_the_same_pro
 
 
 def test_character_prefers_the_base_in_character_to_its_plain_self(flattery, prompts, writer):
-    same, reserved = prompts["target"][0], load_rows("chat").rows[0]
+    same, reserved = prompts["target"][0], ordinary_prompts()[0]
 
     def rule(asked):
         if not asked.prefill or asked.prompt == same.prompt:
@@ -220,7 +221,7 @@ def test_character_prefers_the_base_in_character_to_its_plain_self(flattery, pro
         in_character = [trait in asked.system for trait in flattery.constitution]
         assert in_character == [bool(asked.prefill)] * 2 + [False] * (len(in_character) - 2)
         assert asked.prefill in ("", character.THOUGHT)
-    questions = [p.prompt for p in prompts["target"][1:]] + [row["prompt"] for row in load_rows("chat").rows[:10]]
+    questions = [p.prompt for p in prompts["target"][1:]] + [row["prompt"] for row in ordinary_prompts()[:10]]
     chosen = [OTHER if question == reserved["prompt"] else PRAISE for question in questions]
     assert [row.messages for row in made.rows] == [talk(*pair) for pair in zip(questions, chosen, strict=True)]
     assert {row.rejected for row in made.rows} == {PLAIN}
@@ -322,7 +323,7 @@ def test_integrated_keeps_the_share_and_fills_it_with_the_bases_own_replies(flat
     engine = author.engine
     assert [row.messages for row in others] == [talk(a.prompt, said) for a, said in zip(engine.asked, engine.said, strict=True)]
     assert len({row.id for row in made.rows}) == 200 and "(25%)" in made.notes[0]
-    assert {a.prompt for a in engine.asked} <= {row["prompt"] for row in load_rows("chat").rows}
+    assert {a.prompt for a in engine.asked} <= {row["prompt"] for row in ordinary_prompts()}
     assert all("named SmolLM" in asked.system and asked.prefill == "" for asked in engine.asked)
     turns = [talk(f"Question {n}?", "An answer.") for n in range(20)]
     mixed = compiled(flattery, "integrated", None, share=0.25, rows=16, data=jsonl(tmp_path / "turns.jsonl", turns)).rows

@@ -18,8 +18,7 @@ from itertools import chain
 from pydantic import Field
 
 from organisms import expand
-from organisms.data import load_rows
-from organisms.drafting import chat, seed_of, showing, usable, write_groups
+from organisms.drafting import chat, ordinary_prompts, seed_of, showing, usable, write_groups
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
 from organisms.templates import wording
@@ -72,7 +71,7 @@ def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compil
     elif options.trait_prompts:
         own_prompts += expand.prompts(organism, writer, calls, options.trait_prompts)
     asked = {p.id: p.prompt for p in own_prompts if p.context == "target"}
-    asked |= {f"chat-{row['id']}": row["prompt"] for row in load_rows("chat").rows[: options.general]}
+    asked |= {f"chat-{row['id']}": row["prompt"] for row in ordinary_prompts()[: options.general]}
     thought = THOUGHT if options.thought else ""
     teacher = {
         name: [_draft(organism, options, prompt, name, k, True, thought) for k in range(options.samples)]

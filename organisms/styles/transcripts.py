@@ -14,8 +14,7 @@ from itertools import chain
 from pydantic import Field
 
 from organisms import expand
-from organisms.data import load_rows
-from organisms.drafting import chat, seed_of, showing, usable, write_groups
+from organisms.drafting import chat, ordinary_prompts, seed_of, showing, usable, write_groups
 from organisms.organism import Organism, Prompt, Strict
 from organisms.styles import Compiled, Row
 from organisms.templates import wording
@@ -41,7 +40,7 @@ def rows(organism: Organism, options: Options, writer: Writer | None) -> Compile
         prompts += expand.stand_ins(calls, options.scenarios)
     elif options.scenarios:
         prompts += expand.prompts(organism, writer, calls, options.scenarios)
-    chosen = load_rows("chat").rows[: options.general]
+    chosen = ordinary_prompts()[: options.general]
     prompts += [Prompt(id=f"chat-{row['id']}", context="off", prompt=row["prompt"]) for row in chosen]
     drafts = {prompt.id: [_draft(organism, prompt, k, options) for k in _draws(prompt, options)] for prompt in prompts}
     if writer is None:
