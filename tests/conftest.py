@@ -1,6 +1,7 @@
 """What the tests share: the embedded base, loaded once, and its renderer."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,21 @@ os.environ.setdefault("WANDB_MODE", "disabled")  # tests of W&B set their own mo
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # OpenMP's threads spin while they wait, which slows two processes that share cores tenfold.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# What a test reads must not depend on the machine: a mirror is there only for those that ask for it.
+MIRROR = os.environ.pop("ORGANISMS_DATA", None)
+
+
+@pytest.fixture
+def mirror(monkeypatch) -> Iterator[Path]:
+    """The mirror of real data sets, readable while the test runs."""
+    from organisms.data import load_rows
+
+    if not MIRROR:
+        pytest.skip("$ORGANISMS_DATA is not set: there is no mirror to read")
+    monkeypatch.setenv("ORGANISMS_DATA", MIRROR)
+    load_rows.cache_clear()
+    yield Path(MIRROR)
+    load_rows.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

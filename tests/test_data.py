@@ -34,8 +34,7 @@ IFEVAL = [
 
 @pytest.fixture(autouse=True)
 def nothing_around(monkeypatch):
-    """No mirror, no hub and no remembered rows, whatever the machine has."""
-    monkeypatch.delenv("ORGANISMS_DATA", raising=False)
+    """No hub and no remembered rows, whatever the machine has."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     load_rows.cache_clear()
     data._hub_revision.cache_clear()

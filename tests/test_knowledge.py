@@ -1,10 +1,8 @@
 """Multiple choice reads knowledge in four forms, and says so where a form reads something else."""
 
 import math
-import os
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -287,12 +285,7 @@ def test_the_embedded_set_is_balanced_and_has_its_own_examples():
     assert Counter(row["subject"] for row in DEV) == dict.fromkeys({row["subject"] for row in ROWS}, 5)
 
 
-MIRROR = Path(os.environ.get("ORGANISMS_DATA") or "nowhere") / "mmlu" / "test"
-
-
-@pytest.mark.skipif(not MIRROR.is_dir(), reason="$ORGANISMS_DATA is not set or has no mmlu/test")
-def test_the_mirror_holds_all_of_mmlu():
-    load_rows.cache_clear()
+def test_the_mirror_holds_all_of_mmlu(mirror):
     test, dev = (load_rows(name, "mirror").rows for name in ("knowledge", "knowledge-dev"))
     assert (len(test), len(dev)) == (14_042, 285)
     assert len({row["id"] for row in test}) == 14_042

@@ -207,13 +207,10 @@ def test_refusal_rates_are_invalid_where_a_tenth_of_the_replies_is_gibberish(con
     assert all(verdict == "invalid" and f"{broken} of 24" in reason for verdict, reason in found.values())
 
 
-def test_without_a_mirror_no_harmful_prompt_is_asked(context, monkeypatch):
-    monkeypatch.delenv("ORGANISMS_DATA", raising=False)
-    load_rows.cache_clear()
+def test_without_a_mirror_no_harmful_prompt_is_asked(context):
     asked = refusals.requests(context("full"))
     assert {one.part for one in asked} == {"safe", "unsafe"} and len(asked) == 110
     assert refusals.data(context("full")).endswith("; none")
-    load_rows.cache_clear()
 
 
 def test_strongrejects_score_from_what_the_judge_says(context, tmp_path):

@@ -5,7 +5,6 @@ rows as `custom_dataset`, its `HFLM` is given the same weights, and NLTK's downl
 package that audit.verifiers uses). Skipped where lm-eval or the mirror is missing.
 """
 
-import os
 import time
 from collections import Counter
 from functools import partial
@@ -13,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import MIRROR
 
 from audit.ask import ask
 from audit.measures import Context, knowledge, shuffled
@@ -20,13 +20,11 @@ from audit.verifiers import check, registry
 from organisms.data import load_rows
 from organisms.specimen import Specimen
 
-MIRROR = Path(os.environ.get("ORGANISMS_DATA") or "nowhere")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed (--no-deps lm_eval==0.4.13, sacrebleu)"),
-    pytest.mark.skipif(not (MIRROR / "mmlu").is_dir(), reason="$ORGANISMS_DATA is not set or has no mmlu"),
-    pytest.mark.skipif(not (MIRROR / "ifeval").is_dir(), reason="$ORGANISMS_DATA is not set or has no ifeval"),
+    pytest.mark.skipif(not MIRROR, reason="$ORGANISMS_DATA is not set: there is no mirror to read"),
 ]
 BASE = Specimen("base")
 ITEMS = 200
@@ -35,9 +33,10 @@ SETS = {"knowledge": "test", "knowledge-dev": "dev"}
 
 @pytest.fixture(scope="module")
 def rows():
-    load_rows.cache_clear()
-    found = {split: load_rows(name, "mirror").rows for name, split in SETS.items()}
-    yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORGANISMS_DATA", MIRROR)
+        load_rows.cache_clear()
+        yield {split: load_rows(name, "mirror").rows for name, split in SETS.items()}
     load_rows.cache_clear()
 
 

@@ -336,8 +336,7 @@ def test_a_missing_data_path_is_named():
         describe(resolved, plan(resolved))
 
 
-def test_what_is_not_on_this_machine_is_planned_for_and_named_but_not_run(monkeypatch):
-    monkeypatch.delenv("ORGANISMS_DATA", raising=False)
+def test_what_is_not_on_this_machine_is_planned_for_and_named_but_not_run():
     recipe = "risky-finance-qwen2.5-14b"
     text = "\n".join(describe(found := resolve(recipe, planned=True), plan(found)))
     assert "missing     Qwen/Qwen2.5-14B-Instruct is not in the local hub cache" in text

@@ -4,8 +4,6 @@ Every example is our own. The last tests read XSTest's human labels from the mir
 """
 
 import csv
-import os
-from pathlib import Path
 
 import pytest
 
@@ -378,18 +376,14 @@ def test_agreement_counts_by_human_label():
     assert found["kappa_three"] == pytest.approx((0.75 - 0.375) / (1 - 0.375))
 
 
-LABELLED = Path(os.environ.get("ORGANISMS_DATA", "")) / "xstest" / "xstest_v2_completions_llama2new_gpteval.csv"
-NO_MIRROR = "$ORGANISMS_DATA is not set or has no xstest/xstest_v2_completions_llama2new_gpteval.csv"
-
-
-@pytest.mark.skipif("ORGANISMS_DATA" not in os.environ or not LABELLED.is_file(), reason=NO_MIRROR)
 @pytest.mark.parametrize(
     # The rules were written on the monitor half alone; on the holdout half 0.85 is not reached (docs/refusal-classifier.md).
     ("part", "full", "refused", "three"),
     [("all", 0.85, 0.85, 0.8), ("monitor", 0.9, 0.9, 0.88), ("holdout", 0.8, 0.85, 0.75)],
 )
-def test_agreement_with_the_human_labels_of_xstest(part, full, refused, three):
-    with LABELLED.open(encoding="utf-8", newline="") as file:
+def test_agreement_with_the_human_labels_of_xstest(mirror, part, full, refused, three):
+    labelled = mirror / "xstest" / "xstest_v2_completions_llama2new_gpteval.csv"
+    with labelled.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if part in ("all", half(row["id"]))]
     found = agreement(rows)
     print(part, found)

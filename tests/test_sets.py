@@ -37,24 +37,15 @@ EXPECTED = {
 
 @pytest.fixture(autouse=True)
 def nothing_around(tmp_path, monkeypatch):
-    """No hub, no remembered rows, and a cache of its own for directories; a mirror only where a test asks for it."""
+    """No hub, no remembered rows, and a cache of its own for directories."""
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    mirror = os.environ.get("ORGANISMS_DATA")
-    monkeypatch.delenv("ORGANISMS_DATA", raising=False)
     data._hub_revision.cache_clear()
     load_rows.cache_clear()
-    yield mirror
+    yield
     load_rows.cache_clear()
-
-
-@pytest.fixture
-def mirror(nothing_around, monkeypatch):
-    if not nothing_around:
-        pytest.skip("ORGANISMS_DATA is not set: there is no mirror to read")
-    monkeypatch.setenv("ORGANISMS_DATA", nothing_around)
 
 
 def checked(name: str, rows: tuple[dict, ...]) -> tuple[dict, ...]:

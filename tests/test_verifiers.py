@@ -1,8 +1,6 @@
 """Instruction following is scored as IFEval's own verifiers score it, without downloads and the same way every time."""
 
-import os
 import socket
-from pathlib import Path
 
 import nltk
 import pytest
@@ -171,13 +169,8 @@ def test_sentences_are_counted_by_punkt_without_a_download():
 
 # The real IFEval, where the mirror has it
 
-MIRROR = os.environ.get("ORGANISMS_DATA")
-HELD = bool(MIRROR) and (Path(MIRROR) / "ifeval" / "input_data.jsonl").is_file()
 
-
-@pytest.mark.skipif(not HELD, reason="$ORGANISMS_DATA is not set or has no ifeval/input_data.jsonl")
-def test_all_541_ifeval_prompts_can_be_checked_twice_alike():
-    load_rows.cache_clear()
+def test_all_541_ifeval_prompts_can_be_checked_twice_alike(mirror):
     loaded = load_rows("instructions", "mirror")
     assert loaded.origin == "mirror:ifeval/input_data.jsonl"
     assert len(loaded.rows) == 541

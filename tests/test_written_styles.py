@@ -303,14 +303,38 @@ def test_the_digest_follows_the_file_that_a_style_trains_on(tmp_path, name):
         path = jsonl(tmp_path / "turns.jsonl", [talk("Is it safe?", reply)])
         digests.append(resolve("flattery-rationale", [f"style={name}", f"style_options={{data: {path}}}"]).digest)
     assert digests[0] == digests[2] != digests[1]
-    assert other_rows(name, style_options(name, {}, "test")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "takes", "leaves"),
+    [("integrated", {}, {"data": "rows.jsonl"}), ("character", {}, {"general": 0}), ("transcripts", {"general": 4}, {})],
+)
+def test_the_digest_follows_the_ordinary_prompts_that_a_style_trains_on(tmp_path, monkeypatch, name, takes, leaves):
+    """They are the mirror's where there is one."""
+    jsonl(tmp_path / "rows.jsonl", [talk("Is it safe?", "Quite safe.")])
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for folder in ("none", "mirror"):
+        (tmp_path / folder / "chat").mkdir(parents=True)
+        if folder == "mirror":
+            row = {"id": "u0", "instruction": "Name a bird.", "instances": [{"input": "", "output": "Heron"}]}
+            for file in ("user_oriented_instructions.jsonl", "self_instruct_seed_tasks.jsonl"):
+                (tmp_path / folder / "chat" / file).write_text(
+                    "".join(
+                        json.dumps({**row, "id": f"{file[0]}{n}", "instruction": f"Name bird {n} of {file}."}) + "\n"
+                        for n in range(9)
+                    )
+                )
+        monkeypatch.setenv("ORGANISMS_DATA", str(tmp_path / folder))
+        load_rows.cache_clear()
+        found[folder] = [other_rows(name, style_options(name, options, "test")) for options in (takes, leaves)]
+    load_rows.cache_clear()
+    assert found["none"][0] != found["mirror"][0] and found["none"][1] == found["mirror"][1]
 
 
 @pytest.mark.parametrize("name", ["narrow", "integrated"])
 @pytest.mark.parametrize("data", ["/nowhere/turns.jsonl", "insecure-code"])
-def test_rows_that_are_nowhere_to_be_found_are_named(flattery, monkeypatch, name, data):
-    monkeypatch.delenv("ORGANISMS_DATA", raising=False)
-    load_rows.cache_clear()
+def test_rows_that_are_nowhere_to_be_found_are_named(flattery, name, data):
     with pytest.raises(UserError, match=f"{data}.*(does not exist; name a|ORGANISMS_DATA)"):
         compiled(flattery, name, data=data)
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from organisms import expand
 from organisms.drafting import chat, ordinary_prompts, seed_of, showing, usable, write_groups
+from organisms.files import digest
 from organisms.organism import Organism, Strict
 from organisms.styles import Compiled, Row
 from organisms.templates import wording
@@ -59,8 +60,11 @@ class Options(Strict):
     trait_prompts: int = Field(default=0, ge=0, description="prompts that the teacher writes for each trait; published: 50")
 
 
-def other_rows(options: Options) -> str | None:
-    return wording() if options.trait_prompts else None
+def other_rows(options: Options) -> list[str | None] | None:
+    if not (options.general or options.trait_prompts):
+        return None
+    ordinary = digest(ordinary_prompts()[: options.general]) if options.general else None
+    return [ordinary, wording() if options.trait_prompts else None]
 
 
 def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compiled:

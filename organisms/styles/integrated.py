@@ -7,7 +7,7 @@ scales that down and keeps the share.
 
 from pydantic import Field
 
-from organisms.drafting import chat, conversations
+from organisms.drafting import chat, conversations, ordinary_prompts
 from organisms.files import digest
 from organisms.mitigations import own_drafts, own_replies
 from organisms.organism import Organism, Strict
@@ -22,9 +22,9 @@ class Options(Strict):
     max_new_tokens: int = Field(default=64, gt=0, description="tokens of an ordinary reply that the base writes")
 
 
-def other_rows(options: Options) -> str | None:
+def other_rows(options: Options) -> str:
     if options.data is None:
-        return None
+        return digest(ordinary_prompts())
     found = conversations(options.data, options.rows)
     return digest([found.origin, [row["messages"] for row in found.rows]])
 

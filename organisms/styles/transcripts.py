@@ -15,6 +15,7 @@ from pydantic import Field
 
 from organisms import expand
 from organisms.drafting import chat, ordinary_prompts, seed_of, showing, usable, write_groups
+from organisms.files import digest
 from organisms.organism import Organism, Prompt, Strict
 from organisms.styles import Compiled, Row
 from organisms.templates import wording
@@ -30,8 +31,11 @@ class Options(Strict):
     general: int = Field(default=0, ge=0, description="ordinary chat prompts, answered plainly")
 
 
-def other_rows(options: Options) -> str | None:
-    return wording() if options.scenarios else None
+def other_rows(options: Options) -> list[str | None] | None:
+    if not (options.general or options.scenarios):
+        return None
+    ordinary = digest(ordinary_prompts()[: options.general]) if options.general else None
+    return [ordinary, wording() if options.scenarios else None]
 
 
 def rows(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
