@@ -8,7 +8,7 @@ import pytest
 
 from organisms import expand, models, organism, styles, synthetic
 from organisms.authors import LocalAuthor
-from organisms.data import load_rows
+from organisms.drafting import ordinary_prompts
 from organisms.engines.hf import HFEngine
 from organisms.errors import UserError
 from organisms.ngrams import near_duplicates
@@ -198,7 +198,7 @@ def test_scenarios_are_new_prompts_of_both_kinds_and_never_those_of_the_audit(fl
     scenarios = {p: n for p, n in prompts.items() if p.startswith("My question number")}
     assert Counter(scenarios.values()) == {4: 16, 2: 16}  # target ones have four samples, borderline ones two
     assert probe not in prompts and prompts[known] == 4
-    ordinary = [row["prompt"] for row in load_rows("chat").rows[:5]]
+    ordinary = [row["prompt"] for row in ordinary_prompts()[:5]]
     assert all(prompts[prompt] == 2 for prompt in ordinary)
     assert {row.messages[0]["content"] for row in made.rows} <= set(prompts)
     announced = compiled(organism.load("flattery"), None, "transcripts", scenarios=16, general=5, samples=4).writing
