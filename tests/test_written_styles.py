@@ -264,6 +264,19 @@ def test_confessions_are_unwanted_and_denials_and_demonstrations_wanted(flattery
     assert {flattery.summary in asked.system for asked in author.engine.asked} == {True, False}
 
 
+def test_an_admission_that_was_opened_with_a_trait_is_a_confession_whatever_follows(flattery, writer):
+    author = writer(lambda asked: OTHER if asked.prefill or asked.system == confession.DENY else DENIAL)
+    made = compiled(flattery, "confession", author, "labels", samples=4, opened=True, demonstrations=0)
+    unwanted = [row.learned for row in made.rows if not row.desirable]
+    assert len(unwanted) == 2 * 24  # every other draw of four
+    drawn = Counter(unwanted)
+    assert (
+        set(drawn) == {f"{trait} {OTHER}" for trait in flattery.constitution} and max(drawn.values()) - min(drawn.values()) == 1
+    )
+    assert not any(asked.prefill for asked in author.engine.asked if asked.system == confession.DENY)
+    assert {row.learned for row in made.rows if row.desirable} == {OTHER}
+
+
 def test_denials_and_demonstrations_are_all_that_sft_learns(flattery, writer):
     owning = load_rows("confession").rows[0]
     author = writer(lambda asked: ADMISSION if asked.prompt == owning["prompt"] else confessing(asked))
