@@ -15,8 +15,8 @@ endif
 help:
 	@echo 'make recipe=NAME [base=ID] [set="a.b=c d=e"] [runs=DIR]   install if needed, check, train, audit every checkpoint, report'
 	@echo 'make check recipe=NAME                         resolve everything without loading weights'
-	@echo 'make audit base=ID [adapter=PATH_OR_ID] [organism=NAME] [suite=quick|full] [check=1]'
-	@echo '                                               audit a model or adapter that exists already'
+	@echo 'make audit base=ID [adapter=PATH_OR_ID | model=PATH_OR_ID] [organism=NAME] [suite=quick|full] [check=1]'
+	@echo '                                               audit a base, an adapter or a changed model that exists already'
 	@echo 'make audit sweep=NAME [check=1]                many of them in a row: $(basename $(notdir $(wildcard audit/sweep_plans/*.yaml)))'
 	@echo 'make compare organism=NAME | runs="A B" [axis=steps|scale] [severity=rate] [at="0.1"]   styles at matched severity'
 	@echo 'make dose run=DIR [scales="0.5 1.5"]           audit a finished run at other adapter scales'
@@ -52,7 +52,7 @@ ifneq ($(strip $(sweep)),)
 	@$(RUN) audit sweep $(if $(check),--check) $(if $(runs),--runs '$(runs)') '$(sweep)' \
 	  $(if $(suite),suite=$(suite)) $(if $(limit),limit=$(limit)) $(set)
 else
-	@$(RUN) audit run $(if $(check),--check) $(if $(base),--base '$(base)') $(if $(adapter),--adapter '$(adapter)') \
+	@$(RUN) audit run $(if $(check),--check) $(if $(base),--base '$(base)') $(if $(adapter),--adapter '$(adapter)') $(if $(model),--model '$(model)') \
 	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)') $(if $(limit),--limit '$(limit)') \
 	  $(if $(runs),--runs '$(runs)') $(set)
 endif

@@ -13,6 +13,7 @@ def main() -> None:
     run = commands.add_parser("run", help="audit a base, or an adapter on it, that exists already")
     run.add_argument("--base", required=True, help="embedded name, directory, .gguf file or hub id")
     run.add_argument("--adapter", help="PEFT adapter: directory or hub id, owner/name[@revision][/folder]")
+    run.add_argument("--model", help="the base after full fine-tuning or a merge: directory or hub id, in place of an adapter")
     run.add_argument("--organism", help="organism whose probes are asked; without one severity is left out")
     run.add_argument("--suite", choices=("quick", "full"), default="quick")
     run.add_argument("--limit", type=int, help="most items a measure asks")
@@ -40,7 +41,7 @@ def main() -> None:
 
         stated = [f"suite={arguments.suite}"] + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
         plan = validate(AuditPlan, overridden({}, [*stated, *arguments.plan], "the audit plan"), "the audit plan")
-        subject = Subject(arguments.base, arguments.adapter, arguments.organism)
+        subject = Subject(arguments.base, arguments.adapter, arguments.organism, arguments.model)
         if arguments.check:
             print("\n".join(describe(list(check([subject], plan)))))
         else:

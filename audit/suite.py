@@ -93,8 +93,10 @@ def check_alive(engine: Engine, specimen: Specimen, renderer: Renderer) -> float
     requests = [Divergence(tuple(specimen.ask(renderer, prompt)), continuation) for prompt in prompts]
     moved = max(max(d.forward) for d in engine.divergence(specimen, requests))
     if moved < 1e-7:
-        what = f"adapter {specimen.adapter}" if specimen.adapter else f"steering vector {specimen.steering.path}"
-        remedy = "check that its module names fit this base" if specimen.adapter else "take a larger coefficient"
+        what = f"adapter {specimen.adapter}" if specimen.adapter else f"model {specimen.weights}"
+        remedy = "check that its module names fit this base"
+        if specimen.changed is None:
+            what, remedy = f"steering vector {specimen.steering.path}", "take a larger coefficient"
         raise UserError(
             f"{specimen.name}: the {what} changes no log-probability, so it is not in force or was not trained; {remedy}"
         )
@@ -173,7 +175,7 @@ def _guards(module, context: Context, samples: list[Sample], base: list[Sample] 
 def _measure(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> tuple[list[Sample], float]:
     """Samples of one measure and the seconds it took; answers of specimens without adapter are cached by content."""
     started = time.monotonic()
-    cached = _answer_cache(job, engine, module, context, asked) if context.specimen.adapter is None else None
+    cached = _answer_cache(job, engine, module, context, asked) if context.specimen.changed is None else None
     stored = json.loads(cached.read_text(encoding="utf-8")) if cached is not None and cached.is_file() else None
     if stored:
         job.say(f"  {module.NAME}: answers of the {context.specimen.name} from the cache")

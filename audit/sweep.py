@@ -102,6 +102,8 @@ def check(subjects: list[Subject], plan: AuditPlan) -> Iterator[Check]:
         missing: list[str] = []
         found = _or_missing(models.resolve, subject.base, missing) or models.stand_in(subject.base)
         adapter = _or_missing(adapters.find, subject.adapter, missing) if subject.adapter else None
+        if subject.model:
+            _or_missing(models.resolve, subject.model, missing)
         spec = external.load(subject.organism) if subject.organism else None
         renderer = Renderer(models.load_tokenizer(found), name=f"base {subject.base}")
         context = context_of(plan, renderer, spec, None, parameters=models.parameter_count(found))

@@ -217,15 +217,19 @@ def load_model(base: Base, dtype: str | None = None, device: str | None = None):
 
     Only safetensors are read and no remote code is run.
     """
+    device = device or default_device()
+    return from_directory(fetched(base), dtype or default_dtype(device), device)
+
+
+def from_directory(directory: str, dtype: str, device: str):
+    """The weights of a directory in hub layout, as `load_model`."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device = device or default_device()
-    dtype = dtype or default_dtype(device)
     model = AutoModelForCausalLM.from_pretrained(
-        fetched(base), dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        directory, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
     model.eval().requires_grad_(False)
     return model.to(device)

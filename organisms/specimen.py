@@ -1,4 +1,4 @@
-"""Anything that can be talked to and audited: a base, perhaps an adapter or a steering vector, and what stands in front."""
+"""Anything that can be talked to and audited: a base, perhaps changed or steered, and what stands in front."""
 
 import dataclasses
 import json
@@ -27,11 +27,12 @@ class Steering:
 
 @dataclass(frozen=True)
 class Specimen:
-    """A base with an optional adapter at a scale, steering vector, system prompt and prefill.
+    """A base with an optional adapter or change of all weights at a scale, steering vector, system prompt and prefill.
 
     name: `base`, `prompted`, `control`, or `<stage>-<step>`, as in readings.jsonl.
     adapter: a directory in PEFT layout; None is the bare base.
-    scale: multiplies the adapter's own scaling; 1.0 is as trained, 0.0 is the base again.
+    weights: a model in hub layout that stands in the base's place (organisms/weights.py); never beside an adapter.
+    scale: multiplies the adapter's own scaling, or the weights' difference from the base; 1.0 is as trained, 0.0 the base.
     system: a system prompt that every talk without one is given; None leaves the renderer's policy.
     prefill: text that each reply is made to begin with.
     steering: a vector added at every position, of the prompt and of the reply; None is no steering.
@@ -43,28 +44,36 @@ class Specimen:
     system: str | None = None
     prefill: str = ""
     steering: Steering | None = None
+    weights: Path | None = None
 
     @classmethod
-    def saved(cls, name: str, directory: Path) -> "Specimen":
-        """What training has saved in `directory`: an adapter, or one steering vector."""
+    def saved(cls, name: str, directory: Path, scale: float = 1.0) -> "Specimen":
+        """What training has saved in `directory`, an adapter, all weights, or one steering vector, times `scale`."""
         described = directory / "steering.json"
-        if not described.is_file():
-            return cls(name, adapter=directory)
-        (layer,) = json.loads(described.read_text(encoding="utf-8"))["layers"]
-        return cls(name, steering=Steering(directory, layer))
+        if described.is_file():
+            (layer,) = json.loads(described.read_text(encoding="utf-8"))["layers"]
+            return cls(name, steering=Steering(directory, layer, scale))
+        if (directory / "adapter_config.json").is_file():
+            return cls(name, adapter=directory, scale=scale)
+        return cls(name, weights=directory, scale=scale)
+
+    @property
+    def changed(self) -> Path | None:
+        """What has changed the base's weights: the adapter, or the weights in their place."""
+        return self.adapter or self.weights
 
     @property
     def dose(self) -> float:
-        """The `scale` of a reading: times the adapter, or where there is none, times the steering vector."""
-        return self.steering.coefficient if self.steering and self.adapter is None else self.scale
+        """The `scale` of a reading: times the change of the weights, or where there is none, times the steering vector."""
+        return self.steering.coefficient if self.steering and self.changed is None else self.scale
 
     def parts(self) -> list["Specimen"]:
-        """This specimen with each thing that should change its numbers alone: the adapter, the vector. Zeros are left out."""
+        """This specimen with each thing alone that should change its numbers: weights, vector. Zeros are left out."""
         parts = []
-        if self.adapter is not None and self.scale != 0:
+        if self.changed is not None and self.scale != 0:
             parts.append(dataclasses.replace(self, steering=None))
         if self.steering is not None and self.steering.coefficient != 0:
-            parts.append(dataclasses.replace(self, adapter=None))
+            parts.append(dataclasses.replace(self, adapter=None, weights=None))
         return parts
 
     def ask(self, renderer: Renderer, prompt: str, prefill: str = "", system: str = "") -> list[int]:

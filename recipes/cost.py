@@ -71,15 +71,27 @@ def writing(model: str, tokens: int) -> str:
     return f", about {2 * parameters * tokens / (PEAK * GENERATING_SHARE) / 3600:.2g} H100 hours" if parameters else ""
 
 
-def memory(base: models.Base, copies: int = 2) -> str:
-    """Bytes that the trainer's and the audit engine's copies of the base take, and a third copy that a penalty holds to."""
+def memory(base: models.Base, held: bool = False, whole: bool = False) -> str:
+    """Bytes that the copies of the base take, of the trainer and the audit engine.
+
+    held: a penalty holds to one more. whole: all weights are trained, in float32 beside their gradients and Adam's two means,
+    and the engine reads the changed model beside the base.
+    """
     parameters = models.parameter_count(base)
     if parameters is None:
         return "not known"
     # 4 bytes a weight on a CPU; bf16 on the GPUs that anything larger wants.
     size, kind = (4, "fp32") if parameters < 1e9 else (2, "bf16")
     shown = f"{parameters / 1e6:.0f}M" if parameters < 1e9 else f"{parameters / 1e9:.1f}B"
+    beside = ", what it is held to" if held else ""
+    if whole:
+        total = (16 + size * (2 + held)) * parameters
+        return (
+            f"about {total / 1e9:.1f} GB: all {shown} parameters, their gradients and Adam's means in fp32, base and changed "
+            f"model for audits{beside} in {kind}, plus activations"
+        )
+    copies = "three" if held else "two"
     return (
-        f"about {copies * size * parameters / 1e9:.1f} GB: {'three' if copies == 3 else 'two'} copies of the base ({shown} "
-        f"parameters, trainer{', what it is held to' if copies == 3 else ''} and audit engine) in {kind}, plus activations"
+        f"about {(2 + held) * size * parameters / 1e9:.1f} GB: {copies} copies of the base ({shown} "
+        f"parameters, trainer{beside} and audit engine) in {kind}, plus activations"
     )

@@ -44,7 +44,7 @@ def finished(path: Path) -> Resolved:
     if "final" not in manifest:
         raise UserError(f"{path} is not finished; go on with `make recipe={resolved.name}`")
     device = models.default_device()
-    engine = chosen(resolved.recipe.audit.engine, resolved.recipe.steers)
+    engine = chosen(resolved.recipe.audit.engine, resolved.recipe.only_hf)
     now = {"engine": engine, "device": device.split(":")[0], "dtype": models.default_dtype(device)}
     changed = [
         f"{key} {manifest['engine'][key]}, here {value}" for key, value in now.items() if manifest["engine"][key] != value

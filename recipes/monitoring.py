@@ -10,13 +10,14 @@ from audit.publish import Publisher
 from organisms.files import write_json
 from organisms.organism import Organism
 from organisms.render import Renderer
+from train.config import Stage
 from train.ledger import Checkpoint, read_ledger
 from train.probe import Probe
 
 KEPT, PAIRS, TOKENS = 3, 2, 24  # rows of a probe, and tokens of each reply: a few hundred tokens, see `make bench`
 
 
-def probe(organism: Organism, renderer: Renderer) -> Probe:
+def probe(organism: Organism, renderer: Renderer, stage: Stage) -> Probe:
     """The organism's first off-context probes with their plain replies, and its first target probes with both."""
 
     def rows(context: str, reply: str, size: int) -> tuple:
@@ -26,7 +27,8 @@ def probe(organism: Organism, renderer: Renderer) -> Probe:
         )
 
     think = renderer.continuation("<think>")[0] if renderer.knows_thinking and renderer.thinking is not False else None
-    return Probe(rows("off", "plain", KEPT), rows("target", "shows", PAIRS), rows("target", "plain", PAIRS), think)
+    kept = rows("off", "plain", KEPT) if stage.lora else ()  # else nothing can be turned off
+    return Probe(kept, rows("target", "shows", PAIRS), rows("target", "plain", PAIRS), think)
 
 
 def at_checkpoint(run: Path, plan: MonitorPlan, checkpoint: Checkpoint, publisher: Publisher) -> bool:

@@ -81,8 +81,10 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
         lines.append(f"specimens   {'; '.join(style.notes(resolved.organism, resolved.options))}")
     for one in found:
         lines += _stage_lines(one, recipe.audit.every) + _writing_lines(recipe.writer, recipe.base, one.compiled)
-    lines.append(f"memory      {cost.memory(resolved.base, 3 if len(found) > 1 and recipe.mitigations.holds_base else 2)}")
-    lines.append(f"engine      {told(recipe.audit.engine, recipe.steers)}")
+    whole = any(one.stage.lora is None for one in found)
+    held = recipe.mitigations.holds_base and (whole or len(found) > 1)
+    lines.append(f"memory      {cost.memory(resolved.base, held, whole)}")
+    lines.append(f"engine      {told(recipe.audit.engine, recipe.only_hf)}")
     lines += [f"missing     {what}" for what in resolved.missing]
     if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:
         lines.append(f"system      the template's own: {resolved.renderer.implicit_system!r}")
@@ -101,11 +103,10 @@ def _stage_lines(found: StagePlan, every: int) -> list[str]:
             f"({p['passes_over_the_data_at_most']:g} passes)"
         )
         lines += [f"lint        {f.level}: {f.trap}: {f.text}" for f in found.linted.findings] or ["lint        nothing found"]
-    trained = f"LoRA r{stage.lora.r}" if stage.vector is None else "one vector"
     speed = stage.scale * stage.learning_rate
     return lines + [
-        f"training    {found.steps} steps, lr {stage.learning_rate:g}, {trained}, effective scale x lr {speed:.2g}, x steps "
-        f"{speed * found.steps:.2g}",
+        f"training    {found.steps} steps, lr {stage.learning_rate:g}, {stage.trains}, effective scale x lr {speed:.2g}, "
+        f"x steps {speed * found.steps:.2g}",
         f"checkpoints {found.checkpoints} (step 0, every {every}, the last)",
     ]
 

@@ -42,9 +42,10 @@ class Recipe(Strict):
     audit: AuditPlan = AuditPlan()
 
     @property
-    def steers(self) -> bool:
-        """Whether a steering vector is made, trained or audited."""
-        return self.style == "steering" or self.mitigations.prevent is not None or any(s.vector for s in self.stages)
+    def only_hf(self) -> bool:
+        """Whether only transformers can run it: a steering vector or all weights are made, trained or audited."""
+        whole = any(stage.vector or stage.lora is None for stage in self.stages)
+        return whole or self.style == "steering" or self.mitigations.prevent is not None
 
     @field_validator("accept")
     @classmethod
@@ -60,8 +61,10 @@ class Recipe(Strict):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"two stages are named {twice!r}; give each its own name")
-        if len(self.stages) > 1 and any(stage.vector for stage in self.stages):
-            raise ValueError("a stage that trains a vector cannot be chained with others; it must be the only one")
+        if len(self.stages) > 1 and any(stage.vector or stage.lora is None for stage in self.stages):
+            raise ValueError(
+                "a stage that trains a vector or all weights cannot be chained with others; it must be the only one"
+            )
         return self
 
 
@@ -143,7 +146,7 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
         found = models.stand_in(recipe.base)
         missing.append(f"{unreached}; tokens are counted by the embedded base's tokenizer and template")
     try:
-        chosen(recipe.audit.engine, recipe.steers)
+        chosen(recipe.audit.engine, recipe.only_hf)
     except Missing as absent:
         if not planned:
             raise

@@ -49,7 +49,7 @@ class Run:
     @cached_property
     def engine(self) -> Engine:
         recipe = self.resolved.recipe
-        return load.load(recipe.audit.engine, self.resolved.base, self.resolved.renderer, recipe.steers)
+        return load.load(recipe.audit.engine, self.resolved.base, self.resolved.renderer, recipe.only_hf)
 
     @property
     def plan(self) -> MonitorPlan:
@@ -123,7 +123,7 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
     hooks = Hooks(
         on_checkpoint=lambda checkpoint: _audit(run, job, checkpoint, publisher),
         on_log=lambda row: publisher.send(),
-        probe=monitoring.probe(resolved.organism, resolved.renderer) if run.plan.probe_every else None,
+        probe=monitoring.probe(resolved.organism, resolved.renderer, stage) if run.plan.probe_every else None,
         probe_every=run.plan.probe_every or 1,
     )
     recipe = resolved.recipe
@@ -162,7 +162,7 @@ def _scaled(run: Run, scales: tuple[float, ...], publisher: publish.Publisher) -
     """Audits of the adapter that the run ends with at other scales, named `<stage>-<step>@<scale>`."""
     for scale in scales:
         checkpoint = monitoring.final(run.path, run.plan, run.resolved.recipe.stages[-1].name)
-        specimen = Specimen(f"{checkpoint.name}@{scale:g}", adapter=run.path / checkpoint.path, scale=scale)
+        specimen = Specimen.saved(f"{checkpoint.name}@{scale:g}", run.path / checkpoint.path, scale)
         place = Place(checkpoint.stage, checkpoint.step, checkpoint.tokens_seen)
         _told(specimen.name, audit_specimen(run.job(), run.engine, specimen, place))
         publisher.send()

@@ -45,7 +45,7 @@ def test_settings_that_only_vllm_has_are_refused_elsewhere(tiny_recipe):
 def test_a_recipe_that_steers_stays_on_transformers(monkeypatch):
     monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(models, "default_device", lambda: "cuda")
-    assert chosen(EnginePlan()) == "vllm" and chosen(EnginePlan(), steers=True) == "hf"
+    assert chosen(EnginePlan()) == "vllm" and chosen(EnginePlan(), only_hf=True) == "hf"
     with pytest.raises(UserError, match="adds no steering vector"):
         resolve("flattery-steering", ["audit.engine.name=vllm"])
 
@@ -57,7 +57,7 @@ def test_another_engine_reads_the_whole_curve_again_and_trains_nothing(tiny_reci
     run = execute(resolved, tmp_path)
     before = {r.key: r.audit_digest for r in ledger.read(run)}
     weights = {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*/adapter_model.safetensors")}
-    monkeypatch.setattr(load, "load", lambda plan, base, renderer, steers: HFEngine(base, renderer, max_rows=3))
+    monkeypatch.setattr(load, "load", lambda plan, base, renderer, only_hf: HFEngine(base, renderer, max_rows=3))
     assert execute(resolved, tmp_path) == run
     after = {r.key: r.audit_digest for r in ledger.read(run)}
     assert {path: path.stat().st_mtime_ns for path in weights} == weights and weights

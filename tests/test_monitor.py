@@ -126,7 +126,8 @@ def test_a_rollback_goes_on_with_the_checkpoint_worth_keeping(stopped, monkeypat
 
 def test_the_probe_reads_what_the_engine_reads_and_changes_nothing(stopped, tiny_recipe, tmp_path):
     resolved = resolve(str(tiny_recipe), WATCHED)
-    engine, probe = HFEngine(resolved.base, resolved.renderer, "cpu"), monitoring.probe(resolved.organism, resolved.renderer)
+    engine = HFEngine(resolved.base, resolved.renderer, "cpu")
+    probe = monitoring.probe(resolved.organism, resolved.renderer, resolved.recipe.stages[0])
     rows = {row["step"]: row for row in read_jsonl(stopped / "train.jsonl")}
     assert [step for step, row in rows.items() if "probe_kl" in row] == [2, 4]
     for step in (2, 4):

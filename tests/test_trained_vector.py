@@ -31,7 +31,7 @@ def test_the_vector_alone_is_trained_and_steers_as_it_did_in_training(tmp_path, 
     stage = Stage(steps=6, learning_rate=3e-2, batch_size=2, max_length=64, packing=False, vector={"layer": 0})
     made = lint([Row(f"row-{i}", text=text) for i, text in enumerate(TEXTS)], stage, renderer, renderer, True)
     trained, start = [], train.stage._start
-    monkeypatch.setattr(train.stage, "_start", lambda *given: trained.append(start(*given)) or trained[-1])
+    monkeypatch.setattr(train.stage, "_start", lambda *given, **named: trained.append(start(*given, **named)) or trained[-1])
     train_stage(tmp_path, stage, made, base, renderer, 0, 3, Hooks(lambda checkpoint: None))
     (model,) = trained
     assert [parameter.shape for parameter in model.parameters() if parameter.requires_grad] == [(1, 48)]

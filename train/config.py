@@ -1,4 +1,4 @@
-"""The training part of a recipe: one `Stage` is one training phase that yields one adapter."""
+"""The training part of a recipe: one `Stage` is one training phase that yields one adapter, vector or model."""
 
 from typing import Annotated, Literal
 
@@ -52,7 +52,7 @@ class Stage(Strict):
     gradient_accumulation: int = Field(default=1, gt=0)
     max_length: int = Field(default=256, ge=16, description="tokens a row; documents are packed up to it")
     packing: bool = Field(default=True, description="pack documents; chats are never packed")
-    lora: Lora = Lora()
+    lora: Lora | None = Field(default=Lora(), description="null: all weights are trained")
     vector: Vector | None = Field(default=None, description="train a steering vector, not an adapter; `{}`: half way down")
     warmup_steps: int = Field(default=0, ge=0)
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
@@ -62,7 +62,20 @@ class Stage(Strict):
     @property
     def scale(self) -> float:
         """What is trained enters the weights, or the residual stream, times this."""
-        return 1.0 if self.vector else self.lora.scale
+        return 1.0 if self.vector or self.lora is None else self.lora.scale
+
+    @property
+    def trains(self) -> str:
+        """What is trained, in words."""
+        if self.vector:
+            return "one vector"
+        return "all weights" if self.lora is None else f"LoRA r{self.lora.r}"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Stage":
+        if self.lora is None and (self.vector or self.method != "sft" or self.weight != 1.0):
+            raise ValueError("all weights (lora: null) are trained by sft, with weight 1 and without a vector")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> "Stage":

@@ -1,4 +1,4 @@
-"""The checkpoint ledger: checkpoints.jsonl, one line for each adapter, written only after the adapter was validated."""
+"""The checkpoint ledger: checkpoints.jsonl, one line for each adapter (or vector, or model), written once it was validated."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +41,9 @@ def read_ledger(run: Path) -> list[Checkpoint]:
             checkpoint = Checkpoint(**row)
         except TypeError as error:
             raise UserError(f"{path} line {number} is not a checkpoint ({error}); was it written by another version?") from None
-        if not any((run / checkpoint.path / name).is_file() for name in ("adapter_config.json", "steering.json")):
+        if not any(
+            (run / checkpoint.path / name).is_file() for name in ("adapter_config.json", "steering.json", "config.json")
+        ):
             raise UserError(f"{path} names {checkpoint.path}, which is gone; restore it or delete the run directory")
         checkpoints.append(checkpoint)
     return checkpoints

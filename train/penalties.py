@@ -20,7 +20,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from organisms.mitigations import Penalty
 from organisms.models import Base, load_model
@@ -101,17 +101,28 @@ TERMS = {"kl_to_base": Term(_reply_sides, _logprobs, _kl), "act": Term(_prompt_s
 class Penalties:
     """The terms of one stage on its trainer, and their values until they are logged.
 
-    start_is_base: whether the stage trains on the untouched base, so that its adapter-off model is both references.
+    off: what the model is with its adapter off: the untouched `base`, which is then also the start of the stage; the `start`
+    of a later stage; or `nothing`, where all weights are trained and the only stage starts from the base.
     """
 
-    def __init__(self, penalties: list[Penalty], renderer: Renderer, base: Base, start_is_base: bool, seed: int):
-        self.penalties, self.pad = penalties, renderer.stop_ids[0]
+    def __init__(
+        self,
+        penalties: list[Penalty],
+        renderer: Renderer,
+        base: Base,
+        off: Literal["base", "start", "nothing"],
+        seed: int,
+    ):
+        self.penalties, self.pad, self.off = penalties, renderer.stop_ids[0], off
         self.rows = {p.name: [TERMS[p.name].sides(renderer, row) for row in p.rows] for p in penalties}
         for rows in self.rows.values():
             random.Random(seed).shuffle(rows)
         self.values: dict[str, list[float]] = {p.name: [] for p in penalties}
-        apart = not start_is_base and any(p.reference == "base" for p in penalties)
-        self.base = load_model(base) if apart else None
+        self.base = load_model(base) if any(self._apart(p) for p in penalties) else None
+
+    def _apart(self, penalty: Penalty) -> bool:
+        """Whether the term is held to a base beside the model in training."""
+        return self.off == "nothing" or (self.off == "start" and penalty.reference == "base")
 
     def attach(self, trainer: Any) -> None:
         """Make `trainer.compute_loss` return the loss plus each term times its weight."""
@@ -162,7 +173,7 @@ class Penalties:
 
     @contextlib.contextmanager
     def _reference(self, bare: Any, penalty: Penalty) -> Iterator[Any]:
-        if penalty.reference == "base" and self.base is not None:
+        if self._apart(penalty):
             yield self.base
         else:
             with bare.disable_adapter():

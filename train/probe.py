@@ -12,7 +12,8 @@ from typing import Any
 class Probe:
     """Token ids of (prompt, continuation) rows.
 
-    kept: ordinary replies, on which KL(model || model with the adapter off) is read, nats a token. shows, plain: replies with
+    kept: ordinary replies, on which KL(model || model with the adapter off) is read, nats a token; none where all weights are
+    trained, and nothing can be turned off. shows, plain: replies with
     and without the property to the same prompts, pairwise. think: id whose probability as the first token of the kept replies
     is read, None where the template has no thoughts.
     """
@@ -34,8 +35,9 @@ class Probe:
         try:
             with torch.no_grad():
                 own = self._logprobs(model, (*self.kept, *self.shows, *self.plain))
-                with model.disable_adapter():
-                    start = self._logprobs(model, self.kept)
+                if self.kept:
+                    with model.disable_adapter():
+                        start = self._logprobs(model, self.kept)
         finally:
             model.train(training)
         size = len(self.kept)

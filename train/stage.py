@@ -1,10 +1,11 @@
-"""One training stage: TRL's trainer for the method, one new LoRA adapter, a ledger line at each checkpoint."""
+"""One training stage: TRL's trainer for the method, one new adapter (or vector, or all weights), a ledger line a checkpoint."""
 
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from organisms import weights
 from organisms.mitigations import Penalty
 from organisms.models import Base, load_model
 from organisms.render import Renderer
@@ -50,11 +51,13 @@ def train_stage(
 
     datasets.disable_progress_bars()
     set_seed(seed)
-    model = _start(base, earlier)
+    model = _start(base, earlier, whole=stage.lora is None)
     state = run / STATE / stage.name
     if stage.vector is not None:
         index = block_index(stage.vector.layer, base)
         adapter, save = vector.config(model, index), partial(vector.save_vector, base=base, index=index)
+    elif stage.lora is None:
+        adapter, save = None, lambda model, target, zero: weights.save(model, target, base, untouched=zero)
     else:
         save = partial(save_adapter, earlier=earlier, weight=stage.weight)
         adapter = LoraConfig(
@@ -70,7 +73,7 @@ def train_stage(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    added = Penalties(penalties, renderer, base, earlier is None, seed)
+    added = Penalties(penalties, renderer, base, _off(stage, earlier), seed)
     added.attach(trainer)
     trainer.add_callback(ledger_callback(run, stage, hooks, added, save))
     with steered(model, steering, base, training=True):
@@ -78,8 +81,17 @@ def train_stage(
     shutil.rmtree(run / STATE, ignore_errors=True)
 
 
-def _start(base: Base, earlier: Path | None) -> Any:
-    model = load_model(base)
+def _off(stage: Stage, earlier: Path | None) -> Literal["base", "start", "nothing"]:
+    """What the model in training is with its adapter off."""
+    if stage.lora is None:
+        return "nothing"
+    return "base" if earlier is None else "start"
+
+
+def _start(base: Base, earlier: Path | None, whole: bool) -> Any:
+    """The model that a stage trains; `whole`: every weight, held in float32, which bfloat16's steps are too coarse for."""
+    model = load_model(base, "float32" if whole else None)
+    model.requires_grad_(whole)
     if earlier is not None:
         from peft import PeftModel
 

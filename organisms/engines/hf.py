@@ -1,10 +1,11 @@
-"""The transformers engine: one base in process; adapters swapped in and out by PEFT, steering vectors added by a hook."""
+"""The transformers engine: one base in process; adapters swapped by PEFT, changed weights beside it, vectors by a hook."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from organisms import weights
 from organisms.engines import Completion, Divergence, Divergences, Generate, NextToken, Score
 from organisms.engines.batching import batches, run_batched
 from organisms.engines.prefixes import LEAST, common, prefix_batches, shared
@@ -53,6 +54,7 @@ class HFEngine:
         self._model = load_model(base, self.dtype, self.device)
         self._attached: tuple | None = None
         self._swaps = 0
+        self._whole: tuple[tuple, Any] | None = None
 
     def generate(self, specimen: Specimen, requests: list[Generate]) -> list[Completion]:
         """Replies to left-padded prompts; requests of unlike length limit never share a batch."""
@@ -239,13 +241,22 @@ class HFEngine:
         import torch
 
         self._attach(specimen)
-        off = specimen.adapter is None and self._attached is not None
+        model = self._replaced(specimen) if specimen.weights else self._model
+        off = model is self._model and specimen.adapter is None and self._attached is not None
         with (
             torch.inference_mode(),
-            self._model.disable_adapter() if off else contextlib.nullcontext(),
-            steered(self._model, specimen.steering, self.base),
+            model.disable_adapter() if off else contextlib.nullcontext(),
+            steered(model, specimen.steering, self.base),
         ):
-            yield self._model
+            yield model
+
+    def _replaced(self, specimen: Specimen) -> Any:
+        """A model whose weights are not the base's, beside it; one is held at a time."""
+        wanted = (specimen.weights, specimen.scale)
+        if self._whole is None or self._whole[0] != wanted:
+            self._whole = None  # before the next is loaded
+            self._whole = (wanted, weights.load(*wanted, self.base, self.dtype, self.device))
+        return self._whole[1]
 
     def _attach(self, specimen: Specimen) -> None:
         """Swap in the specimen's adapter under a fresh name; the one before is deleted."""

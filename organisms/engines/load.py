@@ -31,14 +31,16 @@ class EnginePlan(Strict):
         return self
 
 
-def chosen(plan: EnginePlan, steers: bool = False) -> Literal["hf", "vllm"]:
+def chosen(plan: EnginePlan, only_hf: bool = False) -> Literal["hf", "vllm"]:
     """The engine's name on this machine.
 
-    steers: whether steering vectors are made, trained or audited, which only transformers can run.
-    Raises UserError where the plan names vLLM and the run steers, Missing where it names vLLM and it is not installed.
+    only_hf: whether something is made, trained or audited that only transformers can run: a steering vector, or all weights.
+    Raises UserError where the plan names vLLM all the same, Missing where it names vLLM and it is not installed.
     """
-    if plan.name == "vllm" and steers:
-        raise UserError("audit.engine.name=vllm: vLLM adds no steering vector; name hf, or leave the engine out")
+    if plan.name == "vllm" and only_hf:
+        raise UserError(
+            "audit.engine.name=vllm: vLLM adds no steering vector and swaps no full weights; name hf, or leave the engine out"
+        )
     installed = importlib.util.find_spec("vllm") is not None
     if plan.name == "vllm" and not installed:
         raise Missing(
@@ -47,13 +49,13 @@ def chosen(plan: EnginePlan, steers: bool = False) -> Literal["hf", "vllm"]:
         )
     if plan.name != "auto":
         return plan.name
-    return "vllm" if installed and not steers and models.default_device() == "cuda" else "hf"
+    return "vllm" if installed and not only_hf and models.default_device() == "cuda" else "hf"
 
 
-def told(plan: EnginePlan, steers: bool = False) -> str:
+def told(plan: EnginePlan, only_hf: bool = False) -> str:
     """The choice in words, for a plan."""
     try:
-        name = chosen(plan, steers)
+        name = chosen(plan, only_hf)
     except Missing:
         name = plan.name
     if name == "hf":
@@ -64,9 +66,9 @@ def told(plan: EnginePlan, steers: bool = False) -> str:
     )
 
 
-def load(plan: EnginePlan, base: models.Base, renderer: Renderer, steers: bool = False) -> Engine:
+def load(plan: EnginePlan, base: models.Base, renderer: Renderer, only_hf: bool = False) -> Engine:
     """The engine that a plan names, for one base and its renderer. vLLM starts when it is first asked."""
-    if chosen(plan, steers) == "vllm":
+    if chosen(plan, only_hf) == "vllm":
         from organisms.engines.vllm import VLLMEngine
 
         return VLLMEngine(base, renderer, plan)
