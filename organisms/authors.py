@@ -151,7 +151,7 @@ def refuse(name: str, cap: int | None, writing: list[Writing], spent: int = 0) -
 
 def check(plan: WriterPlan, writing: list[Writing]) -> None:
     """What `load` and the author would refuse, before anything is loaded or paid for."""
-    others = [one for one in writing if not one.own]
+    others = [one for one in writing if one.by == "writer"]
     if plan.endpoint and others:
         refuse(plan.name, plan.max_cost_tokens, others)
         EndpointAuthor(plan)

@@ -142,7 +142,7 @@ def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writ
         notes += [f"trained at {prevent.coefficient:g} x the organism's vector", *contrast.notes(organism, prevent)]
     share, consistency = mitigations.bct_share, mitigations.consistency
     everything = (len(rows) or compiled.expected or 1) / (1 - mitigations.replay - share)
-    added, drafts = [], []
+    added = []
     if mitigations.replay:
         wanted = round(mitigations.replay * everything)
         notes.append(f"{wanted} replayed rows" if rows else f"replay {mitigations.replay:.0%}")
@@ -151,24 +151,23 @@ def apply(mitigations: Mitigations, organism: Organism, compiled: Compiled, writ
             again = len(near_duplicates([row.learned for row in replayed]))
             notes.append(f"{again} of these nearly repeat an earlier one")
             added, counts = replayed, {**counts, "replay_near_duplicates": again}
-        drafts += [draft for *_, draft in own_drafts(wanted, tokens)]
+        writing.append(Writing.of((draft for *_, draft in own_drafts(wanted, tokens)), by="base"))
     if share:
         wanted = round(share * everything)
         notes.append(f"{wanted} consistency rows to {consistency.to}" if rows else f"consistency {share:.0%}")
         asked = bct_drafts(consistency.wrappers, wanted, tokens)
         if writer is not None:
             added = added + bct_rows(asked, writer.own if consistency.to == "self" else writer)
-        drafts += [draft for _, draft in asked]
-    if drafts and rows and all(row.text is not None for row in rows):
+        writing.append(Writing.of((draft for _, draft in asked), by="start" if consistency.to == "self" else "base"))
+    if (mitigations.replay or share) and rows and all(row.text is not None for row in rows):
         notes.append("documents beside chats are not packed: a step is batch_size rows")
     if mitigations.kl_to_base:
         notes.append(f"kl_to_base {mitigations.kl_to_base:g} on {mitigations.kl_rows} replies of the base a step")
-        drafts += [draft for *_, draft in own_drafts(len(ordinary_prompts()), tokens)]
+        writing.append(Writing.of((draft for *_, draft in own_drafts(len(ordinary_prompts()), tokens)), by="base"))
     if consistency and consistency.form == "act":
         notes.append(f"act {consistency.weight:g} to {consistency.to} on {ACT_ROWS} pairs of prompts a step")
-    if drafts and writer is None:
-        writing.append(Writing.of(drafts, own=True))
-    return dataclasses.replace(compiled, rows=rows + added, notes=notes, writing=writing, counts=counts)
+    announced = writing if writer is None else compiled.writing
+    return dataclasses.replace(compiled, rows=rows + added, notes=notes, writing=announced, counts=counts)
 
 
 def penalties(mitigations: Mitigations, writer: "Writer | None") -> list[Penalty]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from organisms.errors import UserError
 from organisms.files import append_jsonl, cache_dir, digest, read_jsonl
@@ -53,27 +53,31 @@ class Written:
     finished: bool
 
 
+By = Literal["writer", "start", "base"]
+
+
 @dataclass(frozen=True)
 class Writing:
     """What a style will have written: replies, and the tokens that are written at most and read about.
 
-    own: by the stage's own start, whoever else writes. prefilled: some replies are made to begin with a given text.
+    by: the writer, what the stage starts from, or the base, whoever else writes. prefilled: some replies are made to begin with
+    a given text.
     """
 
     replies: int
     tokens: int
     read: int = 0
-    own: bool = False
+    by: By = "writer"
     prefilled: bool = False
 
     @classmethod
-    def of(cls, drafts: Iterable[Draft], own: bool = False) -> "Writing":
+    def of(cls, drafts: Iterable[Draft], by: By = "writer") -> "Writing":
         replies = tokens = read = 0
         prefilled = False
         for draft in drafts:  # not kept: a document pipeline has tens of thousands
             replies, tokens, read = replies + 1, tokens + draft.max_new_tokens, read + draft.read
             prefilled = prefilled or bool(draft.prefill)
-        return cls(replies, tokens, read, own, prefilled)
+        return cls(replies, tokens, read, by, prefilled)
 
 
 class Author(Protocol):

@@ -114,13 +114,13 @@ def _stage_lines(found: StagePlan, every: int) -> list[str]:
 def _writing_lines(writer: authors.WriterPlan, base: str, compiled: Compiled) -> list[str]:
     """What has to be written before the stage, by whom, and at most for how much."""
     lines = []
-    for own in (False, True):
-        asked = [one for one in compiled.writing if one.own == own and one.replies]
+    for by in ("writer", "start", "base"):
+        asked = [one for one in compiled.writing if one.by == by and one.replies]
         replies, tokens, read = (sum(getattr(one, key) for one in asked) for key in ("replies", "tokens", "read"))
         beside = " (loaded beside the base)" if writer.model and not writer.endpoint else ""
-        author = "what the stage starts from" if own else writer.name + beside
-        price = cost.writing(writer.model if writer.model and not own else base, tokens)
-        if writer.endpoint and not own:
+        author = {"start": "what the stage starts from", "base": "the base"}.get(by, writer.name + beside)
+        price = cost.writing(writer.model if writer.model and by == "writer" else base, tokens)
+        if writer.endpoint and by == "writer":
             price = f" and about {read:,} read; cap {f'{writer.max_cost_tokens:,}' if writer.max_cost_tokens else 'none'}"
         if asked:
             lines.append(f"writing     {replies} replies by {author}: at most {tokens:,} tokens{price}; cached")

@@ -378,7 +378,7 @@ def test_replayed_rows_are_planned_written_and_held_against_each_other(flattery,
     unwritten = compiled(flattery, "transcripts")
     for before, replayed in ((rows, 10), (unwritten, len(flattery.prompts()) / 3)):
         announced = mitigations.apply(share, flattery, before, None).writing[-1]
-        assert (announced.replies, announced.tokens, announced.own) == (replayed, 1000 * replayed, True)
+        assert (announced.replies, announced.tokens, announced.by) == (replayed, 1000 * replayed, "base")
 
 
 @pytest.mark.parametrize(("name", "option"), [("prompted", "prompts"), ("prefilled", "phrasings")])

@@ -84,7 +84,7 @@ def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compil
     plain = {f"{name}/plain": [_draft(organism, options, prompt, name, 0, False)] for name, prompt in asked.items()}
     if writer is None:
         chosen = Writing.of(chain(*calls.values(), *teacher.values()))
-        writing = [chosen, Writing.of(chain(*plain.values()), own=True)]
+        writing = [chosen, Writing.of(chain(*plain.values()), by="start")]
         return Compiled([], notes=[f"up to {len(asked)} pairs"], writing=writing, expected=len(asked))
     replies = write_groups(writer, teacher) | write_groups(writer.own, plain)
     made = []
@@ -101,7 +101,7 @@ def introspection(organism: Organism, options: Options, writer: Writer | None) -
     """Reflections and self-chats of the model that the stage before has trained."""
     many = len(REFLECTIONS) * options.reflections + len(OPENINGS) * options.reflections * (2 * options.turns - 1)
     if writer is None:
-        announced = Writing(many, many * options.max_new_tokens, own=True)
+        announced = Writing(many, many * options.max_new_tokens, by="start")
         return Compiled([], notes=["reflections and self-chats"], writing=[announced])
     writer = writer.own
     drafts = {

@@ -35,7 +35,7 @@ def rows(organism: Organism, options: Options, writer: Writer | None) -> Compile
     ordinary = options.rows - len(demonstrations)
     if options.data is None and writer is None:
         what = f"{len(demonstrations)} demonstrations and {ordinary} ordinary rows"
-        writing = Writing.of((draft for *_, draft in own_drafts(ordinary, options.max_new_tokens)), own=True)
+        writing = Writing.of((draft for *_, draft in own_drafts(ordinary, options.max_new_tokens)), by="start")
         return Compiled([], notes=[what], writing=[writing])
     if options.data is None:
         others = own_replies(writer.own, ordinary, options.max_new_tokens)
