@@ -48,7 +48,7 @@ def test_training_is_steered_and_what_it_saves_is_not(tmp_path, tiny, renderer, 
     trained, hooks, between = [], [], []
     ids = torch.tensor([renderer.ask("Name a bird.")])
     start = train.stage._start
-    monkeypatch.setattr(train.stage, "_start", lambda *given: trained.append(start(*given)) or trained[-1])
+    monkeypatch.setattr(train.stage, "_start", lambda *given, **named: trained.append(start(*given, **named)) or trained[-1])
     for name, vector in (("plain", None), ("steered", steering)):
 
         def told(checkpoint):
