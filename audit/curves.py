@@ -1,9 +1,11 @@
 """curves.png: the naturalness curves of a run, one small plot a metric, with intervals and margins."""
 
+import io
 from pathlib import Path
 
 from audit.measures import Metric, metrics
 from audit.readings import Reading
+from organisms.files import write_atomic
 
 COLOURS = {"fried": "#c0392b", "natural": "#1b7f5c", "underpowered": "#b8860b", "expected": "#2c7fb8"}
 
@@ -72,7 +74,7 @@ def draw(readings: list[Reading], target: Path, title: str) -> None:
     handles.append(plt.Line2D([], [], marker="s", linestyle="", color="#c0392b", alpha=0.2, label="beyond the margin"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    temporary = target.with_name(f".{target.name}")
-    figure.savefig(temporary, dpi=110, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(target)
+    write_atomic(target, drawn.getvalue())

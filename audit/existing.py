@@ -15,7 +15,8 @@ from organisms import adapters, external, models, weights
 from organisms.engines import Engine
 from organisms.engines.load import EnginePlan, load
 from organisms.errors import UserError
-from organisms.files import digest, write_json
+from organisms.files import cache_dir, digest, write_json
+from organisms.folders import check_writable, locked
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 
@@ -82,29 +83,32 @@ def audit_existing(subject: Subject, plan: AuditPlan, root: Path, loaded: Loaded
     content = adapter.fingerprint if adapter else changed and changed.revision
     name = f"audit-{short}-{digest([found.revision, content, subject.organism, plan.suite, plan.limit], 8)}"
     run = root / name
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "audited.json", {"base": found.name, "revision": found.revision, "adapter": subject.other, "notes": told})
-    labels = {"run": name, "recipe": "audit", "organism": subject.organism or "", "style": "", "base": subject.base}
-    margins = profiles.margins(plan.purpose or (spec.purpose if spec else "natural"), plan.measures)
-    parameters = models.parameter_count(found)
-    job = Job(run, labels, found.revision, plan, renderer, spec, None, margins, parameters, judge.load(plan.judge))
-    print("audit base", flush=True)
-    audit_base(job, loaded.engine)
-    specimen = "base"
-    if adapter or changed:
-        audit_prompted(job, loaded.engine)
-        kind = "adapter" if adapter else "model"
-        specimen = f"{kind}-000001"
-        print(f"audit {subject.other}", flush=True)
-        one = Specimen.saved(specimen, adapter.directory if adapter else changed.directory)
-        audit_specimen(job, loaded.engine, one, Place(kind, 1))
-    everything = ledger.read(run)
-    report.write(run)
-    show(everything, specimen)
-    if subject.other:
-        print(overall(everything, specimen).text)
-    print(f"report: {run / 'report.html'}")
-    return run
+    check_writable(cache_dir())
+    with locked(run):
+        write_json(
+            run / "audited.json", {"base": found.name, "revision": found.revision, "adapter": subject.other, "notes": told}
+        )
+        labels = {"run": name, "recipe": "audit", "organism": subject.organism or "", "style": "", "base": subject.base}
+        margins = profiles.margins(plan.purpose or (spec.purpose if spec else "natural"), plan.measures)
+        parameters = models.parameter_count(found)
+        job = Job(run, labels, found.revision, plan, renderer, spec, None, margins, parameters, judge.load(plan.judge))
+        print("audit base", flush=True)
+        audit_base(job, loaded.engine)
+        specimen = "base"
+        if adapter or changed:
+            audit_prompted(job, loaded.engine)
+            kind = "adapter" if adapter else "model"
+            specimen = f"{kind}-000001"
+            print(f"audit {subject.other}", flush=True)
+            one = Specimen.saved(specimen, adapter.directory if adapter else changed.directory)
+            audit_specimen(job, loaded.engine, one, Place(kind, 1))
+        everything = ledger.read(run)
+        report.write(run)
+        show(everything, specimen)
+        if subject.other:
+            print(overall(everything, specimen).text)
+        print(f"report: {run / 'report.html'}")
+        return run
 
 
 def notes(base: models.Base, adapter: adapters.Adapter | None) -> list[str]:

@@ -16,6 +16,7 @@ from audit import readings as ledger
 from audit.readings import Reading
 from audit.suite import replies
 from organisms.files import read_jsonl, write_json
+from organisms.folders import locked
 from organisms.strict import read_yaml
 
 STATE = "wandb.json"
@@ -73,6 +74,7 @@ class Publisher:
             self._state = json.loads(path.read_text(encoding="utf-8"))
         else:
             self._state = {"id": f"{self.run.name}-{secrets.token_hex(2)}", "train": {}, "readings": 0}
+            write_json(path, self._state)  # before the id is used, so that a run that is killed goes on in the same one
         manifest = self.run / "manifest.json"
         config = {
             "recipe": read_yaml(self.run / "recipe.yaml") if (self.run / "recipe.yaml").is_file() else {},
@@ -177,6 +179,6 @@ def _logged_in() -> bool:
 
 def publish(run: Path, again: bool = False) -> str:
     """Send a finished run; `again` replays all of it into a new W&B run. Returns the W&B id."""
-    with Publisher(run, again) as publisher:
+    with locked(run), Publisher(run, again) as publisher:
         publisher.send(final=True)
         return publisher._state.get("id", "disabled")

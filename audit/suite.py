@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from audit import readings as ledger
+from audit.answers import TOGETHER, Answers
 from audit.ask import ask
 from audit.config import AuditPlan
 from audit.judge import Judge
@@ -53,12 +53,16 @@ class Place:
     tokens_seen: int = 0
 
 
-def audit_base(job: Job, engine: Engine) -> list[Reading]:
-    """Readings of the untouched base; its answers come from the cache where an earlier run has asked the same."""
-    return _audit(job, engine, BASE, Place(), None, job.plan.measures)
+def audit_base(job: Job, engine: Engine, record: bool = True) -> list[Reading]:
+    """Readings of the untouched base; its answers come from the cache where an earlier run has asked the same.
+
+    record: append them. A stage that a later one has overtaken needs the base's samples against its own corpus, to pair with
+    them; as readings those against the later corpus stay the latest.
+    """
+    return _audit(job, engine, BASE, Place(), None, job.plan.measures, record)
 
 
-def audit_prompted(job: Job, engine: Engine) -> list[Reading]:
+def audit_prompted(job: Job, engine: Engine, record: bool = True) -> list[Reading]:
     """Readings of the base under the organism's eliciting prompt: what asking for the property costs without training.
 
     Only where the organism declares side effects, and only the measures that these name, with severity beside them: a declared
@@ -69,7 +73,7 @@ def audit_prompted(job: Job, engine: Engine) -> list[Reading]:
         return []
     names = [name for name in job.plan.measures if name in declared | {"severity"}]
     specimen = Specimen("prompted", system=job.organism.system.eliciting[0])
-    return _audit(job, engine, specimen, Place(), _samples(job, BASE.name), names)
+    return _audit(job, engine, specimen, Place(), _samples(job, BASE.name), names, record)
 
 
 def audit_specimen(job: Job, engine: Engine, specimen: Specimen, place: Place) -> list[Reading]:
@@ -104,7 +108,13 @@ def check_alive(engine: Engine, specimen: Specimen, renderer: Renderer) -> float
 
 
 def _audit(
-    job: Job, engine: Engine, specimen: Specimen, place: Place, base: dict[str, list[Sample]] | None, names: list[str]
+    job: Job,
+    engine: Engine,
+    specimen: Specimen,
+    place: Place,
+    base: dict[str, list[Sample]] | None,
+    names: list[str],
+    record: bool = True,
 ) -> list[Reading]:
     present = {r.key: r for r in ledger.read(job.run)}
     subject = Subject(**job.labels, specimen=specimen.name, scale=specimen.dose, **dataclasses.asdict(place))
@@ -119,19 +129,21 @@ def _audit(
             asked = module.requests(context)
         except NotApplicable as reason:
             lines = ledger.not_applicable(subject, name, module.METRICS, origin, str(reason))
-            made += _append_new(job, lines, present)
+            made += _append_new(job, lines, present) if record else []
             continue
         origin = dataclasses.replace(
             origin, data=module.data(context), audit_digest=_digest(job, engine, module, context, asked)
         )
         known = present.get((specimen.name, name, module.METRICS[0].name, "holdout"))
-        if known and known.audit_digest == origin.audit_digest and samples_path.is_file():
-            samples = read_samples(job.run, name, specimen.name)
-            origin = dataclasses.replace(origin, seconds=known.seconds)
-        else:
-            samples, seconds = _measure(job, engine, module, context, asked)
-            write_jsonl(samples_path, [dataclasses.asdict(sample) for sample in samples])
-            origin = dataclasses.replace(origin, seconds=round(seconds, 1))
+        answers = Answers(samples_path, origin.audit_digest)
+        stored = _stored(samples_path, origin.audit_digest, known)
+        if stored is None:
+            stored = _measure(job, engine, module, context, asked, answers)
+            held = {"audit_digest": origin.audit_digest, "seconds": stored[1]}
+            write_jsonl(samples_path, [{**dataclasses.asdict(sample), **held} for sample in stored[0]])
+        answers.forget()
+        samples, seconds = stored
+        origin = dataclasses.replace(origin, seconds=seconds)
         context.earlier[name] = samples
         terms = Terms(
             {key.partition(".")[2]: value for key, value in job.margins.items() if key.partition(".")[0] == name},
@@ -140,7 +152,7 @@ def _audit(
             _guards(module, context, samples, None if base is None else base[name]),
         )
         lines = ledger.build(subject, name, module.METRICS, samples, None if base is None else base[name], origin, terms)
-        made += _append_new(job, lines, present)
+        made += _append_new(job, lines, present) if record else []
     return made
 
 
@@ -172,9 +184,25 @@ def _guards(module, context: Context, samples: list[Sample], base: list[Sample] 
     return found
 
 
-def _measure(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> tuple[list[Sample], float]:
+def _stored(path: Path, audit_digest: str, known: Reading | None) -> tuple[list[Sample], float] | None:
+    """Samples that are there already and were made by this digest, and the seconds it took; None where there are none.
+
+    The file says itself what it was made by: it is written before the readings, and a run may be cut off between the two.
+    known: a reading of the same measure, which says so for files of earlier versions and for empty ones.
+    """
+    if not path.is_file():
+        return None
+    rows = read_jsonl(path)
+    held = rows[0] if rows and "audit_digest" in rows[0] else known and dataclasses.asdict(known)
+    if not held or held["audit_digest"] != audit_digest:
+        return None
+    return [_sample(row) for row in rows], held["seconds"]
+
+
+def _measure(
+    job: Job, engine: Engine, module, context: Context, asked: list[Asked], kept: Answers
+) -> tuple[list[Sample], float]:
     """Samples of one measure and the seconds it took; answers of specimens without adapter are cached by content."""
-    started = time.monotonic()
     cached = _answer_cache(job, engine, module, context, asked) if context.specimen.changed is None else None
     stored = json.loads(cached.read_text(encoding="utf-8")) if cached is not None and cached.is_file() else None
     if stored:
@@ -185,18 +213,18 @@ def _measure(job: Job, engine: Engine, module, context: Context, asked: list[Ask
         if stored:
             answers += stored["answers"][len(answers) : len(answers) + len(new)]
         else:
-            answers += ask(engine, context.specimen, new, job.judge)[0]
+            answers += kept.to(new, len(answers), lambda group: ask(engine, context.specimen, group, job.judge)[0])
         new = module.follow_up(context, asked, answers) if hasattr(module, "follow_up") else []
         asked += new
-    seconds = stored["seconds"] if stored else time.monotonic() - started
+    seconds = stored["seconds"] if stored else round(kept.seconds, 1)
     if cached is not None and not stored:
-        write_json(cached, {"answers": answers, "seconds": round(seconds, 1)})
+        write_json(cached, {"answers": answers, "seconds": seconds})
     return module.score(context, asked, answers), seconds
 
 
 def _digest(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> str:
     """Digest of what decides a measure's samples: its version, what it asks, the engine, and the corpus it compares with."""
-    requests = [[one.item, one.part, dataclasses.asdict(one.request)] for one in asked]
+    requests = [[one.item, one.part, dataclasses.asdict(one.request)] for one in asked] + _grouped(asked)
     earlier = sorted(context.earlier) if not asked or module.NAME == "leakage" else []
     corpus = digest([list(job.corpus.texts), list(job.corpus.held_out)]) if job.corpus and module.NAME == "leakage" else ""
     rules = job.organism.scoring_rules() if job.organism and module.NAME in ("severity", "leakage") else []
@@ -215,14 +243,24 @@ def _answer_cache(job: Job, engine: Engine, module, context: Context, asked: lis
     if not asked:
         return None
     requests = [[one.item, one.part, type(one.request).__name__, dataclasses.asdict(one.request)] for one in asked]
+    requests += _grouped(asked)
     # Follow-ups depend on nothing but these and the size of the suite.
     key = digest([*_identity(job, engine, module, context), requests, job.plan.suite, job.plan.limit], 24)
     return cache_dir() / "readings" / f"{module.NAME}-{key}.json"
 
 
+def _grouped(asked: list[Asked]) -> list:
+    """How requests are asked together, where that is not all at once: it decides the last bits of their answers."""
+    return [["together", TOGETHER]] if len(asked) > TOGETHER else []
+
+
 def _append_new(job: Job, lines: list[Reading], present: dict[tuple, Reading]) -> list[Reading]:
-    """Append the lines that are not in the file already, word for word."""
-    fresh = [line for line in lines if present.get(line.key) != line]
+    """Append the lines that are not in the file already; that an audit took another time is no news."""
+
+    def timeless(line: Reading | None) -> Reading | None:
+        return line and dataclasses.replace(line, seconds=0.0)
+
+    fresh = [line for line in lines if timeless(present.get(line.key)) != timeless(line)]
     if fresh:
         ledger.append(job.run, fresh)
         present.update({line.key: line for line in fresh})
@@ -236,7 +274,11 @@ def samples_file(run: Path, name: str, specimen: str) -> Path:
 def read_samples(run: Path, name: str, specimen: str) -> list[Sample]:
     """Stored samples of one measure and specimen; empty where there are none."""
     path = samples_file(run, name, specimen)
-    return [Sample(**row) for row in read_jsonl(path)] if path.is_file() else []
+    return [_sample(row) for row in read_jsonl(path)] if path.is_file() else []
+
+
+def _sample(row: dict) -> Sample:
+    return Sample(**{name: value for name, value in row.items() if name not in ("audit_digest", "seconds")})
 
 
 def replies(run: Path, name: str, specimen: str) -> list[Sample]:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 
 from organisms.errors import UserError
 from organisms.files import cache_dir, digest, file_sha256, write_json
+from organisms.folders import staged
 from organisms.models import Base, snapshot
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w.-]+))?(?:/(?P<folder>[\w./-]+))?")
@@ -233,13 +233,10 @@ def _renamed_copy(adapter: Adapter, moved: dict[str, str]) -> Path:
     target = cache_dir() / "adapters" / digest([adapter.fingerprint, moved])
     if (target / WEIGHTS).is_file():
         return target
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    staging.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in load_file(adapter.directory / WEIGHTS).items():
         module = _module(name)
         tensors[name.replace(module, moved.get(module, module), 1)] = tensor
-    save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
     # Full names: a suffix could also match modules of the vision tower.
     touched = sorted({_module(name) for name in tensors if ".lora_" in name})
     patterns = {
@@ -247,11 +244,9 @@ def _renamed_copy(adapter: Adapter, moved: dict[str, str]) -> Path:
         for kind in ("rank_pattern", "alpha_pattern")
     }
     selected = {"target_modules": touched, "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
-    write_json(staging / CONFIG, {**adapter.config, **patterns, **selected})
-    try:
-        staging.rename(target)
-    except OSError:
-        shutil.rmtree(staging)  # another process was first
+    with staged(target, replace=False) as staging:
+        save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
+        write_json(staging / CONFIG, {**adapter.config, **patterns, **selected})
     return target
 
 

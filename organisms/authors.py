@@ -81,6 +81,7 @@ class LocalAuthor:
 
     def __init__(self, engine: Engine, renderer: Renderer, specimen: Specimen, revision: str):
         self.engine, self.renderer, self.specimen, self.name = engine, renderer, specimen, specimen.name
+        self.together = CHUNK
         adapter = adapter_fingerprint(specimen.adapter) if specimen.adapter else None
         self.identity = [revision, renderer.template_hash, specimen.standing(), adapter, engine.identity]
 
@@ -104,7 +105,7 @@ class EndpointAuthor:
 
     def __init__(self, plan: WriterPlan):
         self.endpoint = Endpoint("writer", "writer", plan.endpoint, plan.model, plan.key_env, plan.workers, timeout=600)
-        self.name, self.identity, self.cap = plan.name, plan.identity(), plan.max_cost_tokens
+        self.name, self.identity, self.cap, self.together = plan.name, plan.identity(), plan.max_cost_tokens, 1
         self.spent = self._reserved = 0
         self._lock = threading.Lock()
 

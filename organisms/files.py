@@ -1,5 +1,10 @@
-"""Files that are whole or absent: atomic writes, whole-line appends, digests."""
+"""Files that are whole or absent: atomic writes, whole-line appends, digests.
 
+What has been written here outlives a loss of power: content is synced before it gets its name, and the name after it.
+"""
+
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -18,16 +23,38 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natural-organisms"
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def sync(path: Path) -> None:
+    """Have a file's content, or a directory's entries, on disk before anything that is done next."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that sync no directories
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a directory and its parents, each with its name on disk."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content` (text as UTF-8) so that a reader, also after a crash, sees the old file or the whole new one."""
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,11 +68,17 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 
 def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Append whole lines. What a crash or a full disk left half-written before is cut off first."""
+    """Append whole lines. What a crash or a full disk left half-written before is cut off first.
+
+    Processes that append to one file wait for each other.
+    """
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        size = file.tell()
+    make_folder(path.parent)
+    with open(path, "ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            sync(path.parent)
         tail = _tail(path, size)
         if _is_json(tail):
             text = b"\n" + text  # a whole row that only lacks its newline
@@ -53,8 +86,9 @@ def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
             size -= len(tail)
             file.truncate(size)
         try:
-            file.write(text)
-            file.flush()
+            left = memoryview(text)
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
         except OSError:
             file.truncate(size)

@@ -4,15 +4,14 @@ import contextlib
 import importlib.util
 import io
 import json
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from organisms.errors import Missing, UserError
 from organisms.files import cache_dir, digest, file_sha256, write_json
+from organisms.folders import staged
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -163,21 +162,13 @@ def _converted(source: Path, sha256: str, name: str, cost: str = "once") -> Path
     if (target / "config.json").is_file():
         return target
     print(f"preparing the base {name} from {source.name} ({cost})", flush=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # two progress bars that no switch turns off
-            _dequantise(source, staging)
+    with staged(target, replace=False) as staging:
         try:
-            staging.rename(target)
-        except OSError:
-            if not (target / "config.json").is_file():  # unless another process was first
-                raise
-    except ValueError as error:
-        raise UserError(f"base {source}: this GGUF cannot be read ({str(error).splitlines()[0]}); name safetensors") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            with contextlib.redirect_stderr(io.StringIO()):  # two progress bars that no switch turns off
+                _dequantise(source, staging)
+        except ValueError as error:
+            told = str(error).splitlines()[0]
+            raise UserError(f"base {source}: this GGUF cannot be read ({told}); name safetensors") from None
     return target
 
 

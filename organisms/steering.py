@@ -7,8 +7,6 @@ tensors. Coefficients are no part of it: a specimen states its own.
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +15,7 @@ from pydantic import AfterValidator
 
 from organisms.errors import UserError
 from organisms.files import file_sha256, write_json
+from organisms.folders import staged
 from organisms.models import NOT_REACHED, Base, model_config
 from organisms.specimen import Steering
 
@@ -61,19 +60,12 @@ def save(target: Path, vectors: dict[int, Any], base: Base, made: dict, untouche
     """
     from safetensors.torch import save_file
 
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with staged(target) as staging:
         save_file({f"layer.{layer}": vector.float().contiguous() for layer, vector in vectors.items()}, staging / TENSORS)
         described = {"base": base.name, "base_revision": base.revision, "layers": sorted(vectors), "made": made}
         checked = {"untouched": untouched, "sha256": file_sha256(staging / TENSORS)}
         write_json(staging / DESCRIPTION, {**described, **checked})
         load(staging, base)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def load(directory: Path, base: Base) -> dict[int, Any]:

@@ -81,10 +81,14 @@ class Writing:
 
 
 class Author(Protocol):
-    """`identity` is JSON and says whose text it is; `write` gives (place, reply) as the replies come, in any order."""
+    """`identity` is JSON and says whose text it is; `write` gives (place, reply) as the replies come, in any order.
+
+    together: drafts that share a batch, whose number and company decide the last bits of each; 1 where each stands alone.
+    """
 
     name: str
     identity: Any
+    together: int
 
     def write(self, drafts: list[Draft]) -> Iterator[tuple[int, Written]]: ...
 
@@ -110,15 +114,19 @@ class Writer:
         """
         known = self._known()
         keys = [digest(asdict(draft)) for draft in drafts]
-        missing = {key: draft for key, draft in zip(keys, drafts, strict=True) if key not in known}
+        wanted = dict(zip(keys, drafts, strict=True))
+        missing = [key for key in wanted if key not in known]
         if missing:
             self.say(f"writing {len(missing)} replies with {self.author.name} ({len(drafts) - len(missing)} cached)")
-        names = list(missing)
-        for done, (place, reply) in enumerate(self.author.write(list(missing.values())) if missing else (), 1):
-            append_jsonl(self.path, [{"key": names[place], "text": reply.text, "finished": reply.finished}])
-            known[names[place]] = reply
-            if done % TOLD_EACH == 0 or done == len(missing):
-                self.say(f"  {done}/{len(missing)} written")
+        # Whole batches, so that what was cut off within one is written as it would have been.
+        batches = _batches(list(wanted), self.author.together)
+        names = [key for batch in batches if not known.keys() >= set(batch) for key in batch]
+        for done, (place, reply) in enumerate(self.author.write([wanted[key] for key in names]) if names else (), 1):
+            if names[place] not in known:
+                append_jsonl(self.path, [{"key": names[place], "text": reply.text, "finished": reply.finished}])
+                known[names[place]] = reply
+            if done % TOLD_EACH == 0 or done == len(names):
+                self.say(f"  {done}/{len(names)} written")
         written = [known[key] for key in keys]
         self._count(written, len(drafts) - len(missing), fragments)
         return written
@@ -143,6 +151,10 @@ class Writer:
         if not self.path.is_file():
             return {}
         return {row["key"]: Written(row["text"], row["finished"]) for row in read_jsonl(self.path)}
+
+
+def _batches(keys: list[str], size: int) -> list[list[str]]:
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
 def whole(reply: Written) -> str:

@@ -1,15 +1,14 @@
 """The monitor in a run: the probe handed to the trainer, what an alarm sets off, and which checkpoint a stage goes on with."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from audit import readings as ledger
 from audit.monitor import Alarm, MonitorPlan, alarms, ended
 from audit.publish import Publisher
-from organisms.files import write_json
 from organisms.organism import Organism
 from organisms.render import Renderer
+from recipes import record
 from train.config import Stage
 from train.ledger import Checkpoint, read_ledger
 from train.probe import Probe
@@ -38,10 +37,8 @@ def at_checkpoint(run: Path, plan: MonitorPlan, checkpoint: Checkpoint, publishe
         print(f"monitor {alarm.action}: {alarm.text}", flush=True)
         publisher.alert(f"{run.name}: {alarm.rule}", alarm.text)
     if raised:
-        path = run / "manifest.json"
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        known = [a for a in manifest.get("alarms", []) if a["specimen"] != checkpoint.name]
-        write_json(path, {**manifest, "alarms": known + [asdict(alarm) for alarm in raised]})
+        known = [a for a in record.read_manifest(run).get("alarms", []) if a["specimen"] != checkpoint.name]
+        record.update_manifest(run, alarms=known + [asdict(alarm) for alarm in raised])
     return any(alarm.action != "warn" for alarm in raised)
 
 

@@ -1,11 +1,13 @@
 """What a run writes down of itself: the recipe as run, the manifest with what predicts frying, the rows as trained."""
 
 import dataclasses
-import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from organisms import mitigations
-from organisms.files import write_atomic, write_json, write_jsonl
+from organisms.errors import UserError
+from organisms.files import write_atomic, write_jsonl
+from organisms.sealed import check_sealed_text, read_sealed, write_sealed, write_sealed_text
 from organisms.specimen import Specimen
 from organisms.styles import Compiled
 from train.config import Stage
@@ -15,6 +17,9 @@ from train.manifest import OTHER_PACKAGES, TRAINING_PACKAGES, commit, environmen
 
 if TYPE_CHECKING:
     from recipes.run import Run
+
+MANIFEST = "manifest.json"
+REMEDY = "restore it, or move it away: what it says of a run is found out again"
 
 
 def rows(run: "Run", stage: Stage, compiled: Compiled, linted: Linted, penalties: list[mitigations.Penalty]) -> None:
@@ -36,21 +41,34 @@ def rows(run: "Run", stage: Stage, compiled: Compiled, linted: Linted, penalties
 
 
 def recipe(run: "Run") -> None:
-    """recipe.yaml, every default written out."""
+    """recipe.yaml, every default written out.
+
+    Raises UserError where the one that is there was changed by hand: nothing would come of it.
+    """
     from omegaconf import OmegaConf
 
+    path = run.path / "recipe.yaml"
+    if path.is_file():
+        check_sealed_text(
+            path, "a run follows the recipe that it is started with, not this copy: change that one, and delete this"
+        )
     resolved = OmegaConf.to_yaml(OmegaConf.create(run.resolved.recipe.model_dump()))
-    write_atomic(run.path / "recipe.yaml", f"# {run.resolved.name}, as run\n{resolved}")
+    write_sealed_text(path, f"{run.resolved.name}, as run", resolved)
 
 
 def manifest(run: "Run", stage: Stage | None, linted: Linted | None, written: dict | None = None) -> None:
-    """manifest.json, with what predicts frying of each stage as it begins; written once a stage."""
-    path = run.path / "manifest.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _manifest(run)
+    """manifest.json, with what predicts frying of each stage as it begins; written once a stage.
+
+    Raises UserError where the one that is there was changed by hand or is another run's.
+    """
+    path = run.path / MANIFEST
+    values = read_manifest(run.path) if path.is_file() else _manifest(run)
+    if values["digest"] != run.resolved.digest:
+        raise UserError(f"{path} is of the run {values['run']}, not of {run.resolved.run_name}; {REMEDY}")
     if values["engine"] != run.engine.identity:
         print(f"another engine than before: the base and every checkpoint are read again with {run.engine.identity['engine']}")
         values["engine"] = run.engine.identity
-        write_json(path, values)
+        write_sealed(path, values)
     if stage is None or stage.name not in values["predictors"]:
         if stage is not None and linted is not None:
             values["predictors"][stage.name] = {
@@ -59,7 +77,15 @@ def manifest(run: "Run", stage: Stage | None, linted: Linted | None, written: di
             }
             values.setdefault("written", {})[stage.name] = written
             values["lint"][stage.name] = [dataclasses.asdict(f) for f in linted.findings]
-        write_json(path, values)
+        write_sealed(path, values)
+
+
+def read_manifest(run: Path) -> dict:
+    return read_sealed(run / MANIFEST, REMEDY)
+
+
+def update_manifest(run: Path, **changes: object) -> None:
+    write_sealed(run / MANIFEST, {**read_manifest(run), **changes})
 
 
 def _manifest(run: "Run") -> dict:

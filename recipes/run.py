@@ -4,12 +4,8 @@ train and audit never import each other; here the audit is handed to the trainer
 already is reused, so the same command goes on where an earlier one was cut off.
 """
 
-import contextlib
 import dataclasses
-import fcntl
-import json
-import os
-from collections.abc import Iterator
+import shutil
 from functools import cached_property
 from pathlib import Path
 
@@ -22,8 +18,8 @@ from audit.verdicts import overall
 from organisms import authors, mitigations, models
 from organisms.authors import WriterPlan
 from organisms.engines import Engine, load
-from organisms.errors import UserError
-from organisms.files import read_jsonl, write_json
+from organisms.files import cache_dir, read_jsonl
+from organisms.folders import check_writable, locked
 from organisms.specimen import Specimen
 from organisms.styles import Compiled, Row, compile_rows, style_module
 from organisms.writer import Writer
@@ -35,6 +31,7 @@ from train.config import Stage
 from train.ledger import Checkpoint, read_ledger
 from train.lint import lint, refuse
 from train.penalties import traps
+from train.resume import STATE
 from train.stage import train_stage
 
 
@@ -89,7 +86,7 @@ def execute(resolved: Resolved, root: Path, scales: tuple[float, ...] = ()) -> P
     scales: at which the adapter that the run ends with is audited as well, a dose that needs no training.
     """
     run = Run(resolved, root)
-    run.path.mkdir(parents=True, exist_ok=True)
+    check_writable(cache_dir())
     with locked(run.path), publish.Publisher(run.path) as publisher:
         record.recipe(run)
         for stage in resolved.recipe.stages:
@@ -113,7 +110,8 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
     record.manifest(run, stage, linted, compiled.counts | mitigations.summary(penalties))
     record.rows(run, stage, compiled, linted, penalties)
     job = run.job()
-    _audit_references(run, job, publisher)
+    later = [one.name for one in resolved.recipe.stages[resolved.recipe.stages.index(stage) + 1 :]]
+    _audit_references(run, job, publisher, record=not any(checkpoint.stage in later for checkpoint in read_ledger(run.path)))
     for checkpoint in _checkpoints(run, stage):  # of an earlier attempt: audits that are missing or have changed
         if _audit(run, job, checkpoint, publisher):
             return
@@ -168,10 +166,10 @@ def _scaled(run: Run, scales: tuple[float, ...], publisher: publish.Publisher) -
         publisher.send()
 
 
-def _audit_references(run: Run, job: Job, publisher: publish.Publisher) -> None:
+def _audit_references(run: Run, job: Job, publisher: publish.Publisher, record: bool = True) -> None:
     print("audit base", flush=True)
-    audit_base(job, run.engine)
-    audit_prompted(job, run.engine)
+    audit_base(job, run.engine, record)
+    audit_prompted(job, run.engine, record)
     publisher.send()
 
 
@@ -213,8 +211,8 @@ def _finish(run: Run, publisher: publish.Publisher) -> None:
     last = max((r for r in everything if r.on_curve), key=lambda r: (r.tokens_seen, r.step)).specimen
     if run.resolved.recipe.stages:
         last = monitoring.final(run.path, run.plan, run.resolved.recipe.stages[-1].name).name
-        path = run.path / "manifest.json"
-        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "final": last})
+        record.update_manifest(run.path, final=last)
+    shutil.rmtree(run.path / STATE, ignore_errors=True)  # also that of a stage that was killed at its very end
     card.write(run.path)
     report.write(run.path)
     publisher.send(final=True)
@@ -252,19 +250,3 @@ def _replayer(run: Run, stage: Stage) -> Writer | None:
 def _writer(run: Run, plan: WriterPlan, before: Path | None) -> Writer:
     start = Specimen(before.name, adapter=before) if before else Specimen("base")
     return authors.load(plan, run.engine, run.resolved.renderer, run.resolved.base.revision, start)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the run directory; a second process is refused. The lock dies with its process."""
-    with open(path / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{path} is in use by process {file.read().strip() or 'unknown'}; wait for it or stop it") from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

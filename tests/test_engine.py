@@ -7,6 +7,7 @@ import torch
 
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.engines.batching import batches, run_batched
+from organisms.errors import UserError
 from organisms.specimen import Specimen
 
 BASE = Specimen("base")
@@ -164,5 +165,5 @@ def test_a_single_request_that_does_not_fit_is_an_error():
     def answer(batch):
         raise torch.OutOfMemoryError("planted")
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match="out of memory with a single request"):
         run_batched([1], [[0]], answer)

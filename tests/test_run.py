@@ -13,9 +13,10 @@ from audit import readings as ledger
 from audit.measures import MEASURES, metrics
 from organisms.errors import UserError
 from organisms.files import read_jsonl
+from organisms.folders import locked
 from organisms.render import IGNORE
 from recipes.recipe import resolve
-from recipes.run import execute, locked
+from recipes.run import execute
 from train.ledger import read_ledger
 
 NAMES = ["sft-000000", "sft-000002", "sft-000004"]
@@ -147,7 +148,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tiny_recipe, tmp_path, m
 
 def test_a_run_in_use_is_refused(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from recipes.run import locked\n"
+        "import sys; from pathlib import Path; from organisms.folders import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

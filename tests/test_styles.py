@@ -185,7 +185,7 @@ OTHER = "Wait a day, then look at it again in good light."
 class Scripted:
     """An author that answers the nth draft of a prompt with the nth reply that `script` has for the prompt."""
 
-    name = "scripted"
+    name, together = "scripted", 1
 
     def __init__(self, script):
         self.script, self.identity = script, str(uuid4())

@@ -28,7 +28,7 @@ def flattery():
 class Author:
     """Answers a draft by `rule(prompt, seed) -> Written or text`, and remembers the drafts."""
 
-    name = "scripted"
+    name, together = "scripted", 1
 
     def __init__(self, rule):
         self.rule, self.drafts, self.identity = rule, [], str(uuid4())

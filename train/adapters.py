@@ -1,36 +1,28 @@
 """Adapters on disk: saved whole or not at all, and stacked exactly."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from organisms.adapters import validate_adapter
 from organisms.errors import UserError
 from organisms.files import write_json
+from organisms.folders import staged
 
 
 def save_adapter(model: Any, target: Path, zero: bool = False, earlier: Path | None = None, weight: float = 1.0) -> None:
-    """Save the adapter of a PEFT model to `target`, validated, by a rename of a finished directory.
+    """Save the adapter of a PEFT model to `target`, validated, by a rename of a directory that is whole on disk.
 
     zero: the untouched adapter of step 0, whose B matrices must be all zero; any other must have a B that is not. earlier:
     an adapter that the model's weights already hold; what is saved is then both, stacked, the model's own times `weight`.
     """
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with staged(target) as staging:
         model.save_pretrained(staging, safe_serialization=True)
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         validate_adapter(staging, expected=_expected_shapes(model), zero=zero)
         if earlier is not None:
             stack([(earlier, 1.0), (staging, weight)], staging)
             validate_adapter(staging)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def stack(parts: list[tuple[Path, float]], target: Path) -> None:

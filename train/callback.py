@@ -13,6 +13,7 @@ from train.config import Stage
 from train.ledger import Checkpoint, checkpoint_name, enter, read_ledger
 from train.penalties import Penalties
 from train.probe import Probe
+from train.resume import own_randomness, seal
 
 TRAIN_LOG = "train.jsonl"
 
@@ -51,8 +52,8 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
 
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             self.progress = Progress(f"train {stage.name}", state.max_steps)
+            self._forget_after(state.global_step)
             if state.global_step:
-                self._forget_after(state.global_step)
                 logged = [row for row in _log_rows(run) if row["stage"] == stage.name]
                 self.tokens_resumed = self.tokens = logged[-1]["tokens"] if logged else 0
                 self.loss = logged[-1]["loss"] if logged else None
@@ -84,12 +85,14 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
                 **terms,
             }
             if hooks.probe is not None and state.global_step % hooks.probe_every == 0:
-                row |= hooks.probe.read(model)
+                with own_randomness():
+                    row |= hooks.probe.read(model)
             append_jsonl(run / TRAIN_LOG, [row])
             hooks.on_log(row)
             self.progress.step(state.global_step, f"loss {self.loss:.3f}")
 
         def on_save(self, args, state, control, model=None, **kwargs):
+            seal(Path(args.output_dir), state.global_step)
             if state.global_step in self.entered:
                 return control
             return self._checkpoint(state, control, model)
@@ -111,8 +114,9 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
             enter(run, checkpoint)
             self.entered.add(step)
             model.eval()
-            if hooks.on_checkpoint(checkpoint):
-                control.should_training_stop = True
+            with own_randomness():
+                if hooks.on_checkpoint(checkpoint):
+                    control.should_training_stop = True
             model.train()
             return control
 

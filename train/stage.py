@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from organisms import weights
+from organisms.errors import UserError, out_of_memory
 from organisms.mitigations import Penalty
 from organisms.models import Base, load_model
 from organisms.render import Renderer
@@ -17,8 +18,8 @@ from train.callback import Hooks, ledger_callback
 from train.config import Stage
 from train.lint import Linted
 from train.penalties import Penalties
+from train.resume import STATE, newest
 
-STATE = "trainer"  # optimizer state for resuming, under the run directory; only the newest is kept
 METHODS = {"sft": sft.trainer, "dpo": preference.dpo, "kto": preference.kto, "distill": distill.trainer}
 
 
@@ -76,8 +77,18 @@ def train_stage(
     added = Penalties(penalties, renderer, base, _off(stage, earlier), seed)
     added.attach(trainer)
     trainer.add_callback(ledger_callback(run, stage, hooks, added, save))
-    with steered(model, steering, base, training=True):
-        trainer.train(resume_from_checkpoint=_resumable(state))
+    resumed = newest(state)
+    try:
+        with steered(model, steering, base, training=True):
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"stage {stage.name}: out of memory at step {trainer.state.global_step + 1}; lower batch_size (now "
+            f"{stage.batch_size}) and raise gradient_accumulation (now {stage.gradient_accumulation}) by as much, so that a "
+            f"step still reads as many rows, or lower max_length (now {stage.max_length})"
+        ) from None
     shutil.rmtree(run / STATE, ignore_errors=True)
 
 
@@ -124,17 +135,10 @@ def arguments(stage: Stage, state: Path, seed: int, every: int, device: str) -> 
         data_seed=seed,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=1,  # of the resume state only; the curve's adapters are the ledger's and all kept
+        save_total_limit=None,  # of the resume state, of which resume.py keeps the newest; the ledger keeps the curve
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=device != "cpu",
     )
-
-
-def _resumable(state: Path) -> str | None:
-    """The newest whole resume state of an earlier attempt, or None."""
-    found = sorted(state.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    whole = [path for path in found if (path / "trainer_state.json").is_file() and (path / "optimizer.pt").is_file()]
-    return str(whole[-1]) if whole else None

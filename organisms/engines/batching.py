@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from organisms.errors import UserError, out_of_memory
+
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
@@ -38,9 +40,14 @@ def _halving(requests: list[Request], answer: Callable[[list[Request]], list[Ans
 
     try:
         return answer(requests)
-    except torch.OutOfMemoryError:
-        if len(requests) == 1:
+    except RuntimeError as error:
+        if not out_of_memory(error):
             raise
+        if len(requests) == 1:
+            raise UserError(
+                "out of memory with a single request: what else holds this device's memory? While a stage trains, the trainer "
+                "does: lower its batch_size or max_length; otherwise take a smaller base or a device with more memory"
+            ) from None
     torch.cuda.empty_cache()
     middle = len(requests) // 2
     return _halving(requests[:middle], answer) + _halving(requests[middle:], answer)
