@@ -8,6 +8,7 @@ import json
 import netrc
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,6 +16,7 @@ from urllib.parse import urlparse
 from audit import readings as ledger
 from audit.readings import Reading
 from audit.suite import replies
+from organisms.errors import UserError
 from organisms.files import read_jsonl, write_json
 from organisms.folders import locked
 from organisms.strict import read_yaml
@@ -32,12 +34,17 @@ READING_COLUMNS = (
 
 
 class Publisher:
-    """Sends a run to W&B while the context is open. With `WANDB_MODE=disabled` every call does nothing."""
+    """Sends a run to W&B while the context is open. With `WANDB_MODE=disabled` every call does nothing.
+
+    Where W&B cannot be reached or its process is gone, that is said once and the run goes on without it: what was to be sent
+    stands in the run directory. lost: that sentence, empty while all is well.
+    """
 
     def __init__(self, run: Path, again: bool = False):
         self.run = run
         self.mode = wandb_mode()
         self.again = again
+        self.lost = ""
         self._wandb: Any = None
         self._state: dict = {}
 
@@ -46,17 +53,30 @@ class Publisher:
 
     def __exit__(self, kind, error, trace) -> None:
         if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+            self._reaching(lambda: self._wandb.finish(exit_code=0 if kind is None else 1))
 
     def alert(self, title: str, text: str) -> None:
         """An alert in W&B, as its user has set them up (mail, Slack)."""
         if self.mode != "disabled":
-            self._open().alert(title=title, text=text, wait_duration=0)
+            self._reaching(lambda: self._open().alert(title=title, text=text, wait_duration=0))
 
     def send(self, final: bool = False) -> None:
         """Send what is new; `final` adds the readings table, transcripts and the report as an artifact."""
-        if self.mode == "disabled":
-            return
+        if self.mode != "disabled":
+            self._reaching(lambda: self._send(final))
+
+    def _reaching(self, call: Callable[[], None]) -> None:
+        from wandb import errors
+
+        try:
+            call()
+        except (errors.Error, ConnectionError) as error:
+            told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            self.lost = f"W&B cannot be reached ({told}); what is missing there is sent by: make publish run={self.run}"
+            print(self.lost, flush=True)
+            self.mode, self._wandb = "disabled", None
+
+    def _send(self, final: bool) -> None:
         run = self._open()
         self._send_training(run)
         self._send_readings(run)
@@ -181,4 +201,6 @@ def publish(run: Path, again: bool = False) -> str:
     """Send a finished run; `again` replays all of it into a new W&B run. Returns the W&B id."""
     with locked(run), Publisher(run, again) as publisher:
         publisher.send(final=True)
-        return publisher._state.get("id", "disabled")
+    if publisher.lost:
+        raise UserError(publisher.lost)
+    return publisher._state.get("id", "disabled")

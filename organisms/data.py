@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from organisms import hub
 from organisms.errors import UserError
 from organisms.files import read_jsonl
 from organisms.sets import SETS, Source
@@ -53,6 +54,11 @@ def load_rows(name: str, source: str = "auto", limit: int | None = None) -> Rows
         rows = tuple(itertools.islice(SETS[name].read(found[0]), limit))
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise UserError(f"data set {name!r} from {found[1]}: a row lacks what the set needs ({error!r})") from None
+    except Exception as error:
+        if not found[1].startswith("hub:") or not hub.unreached(error):
+            raise
+        told = f"{found[1]} failed while it was read ({str(error).splitlines()[0][:200]})"
+        raise UserError(f"data set {name!r}: {told}; run the same command again") from None
     empty = next((row for row in rows if any(value is None for value in row.values())), None)
     if empty:
         raise UserError(f"data set {name!r} from {found[1]}: row {empty['id']!r} has an empty field")
@@ -132,14 +138,20 @@ def _from_path(name: str, path: Path, split: str) -> tuple[Iterable[dict], str]:
 
 
 def _from_hub(where: Source, revision: str, limit: int | None) -> Iterable[dict] | None:
-    """A stream of raw rows, or None where the set is gated and this user is not let in (its commit is told to anyone)."""
+    """A stream of raw rows; None where the hub fails, or where the set is gated and this user is not let in (its commit is told
+    to anyone)."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    hub.patience()
     try:
         stream = load_dataset(where.hub, where.config, split=where.split, revision=revision, streaming=True)
     except DatasetNotFoundError:
         return None
+    except Exception as error:
+        if hub.unreached(error):
+            return None
+        raise
     most = min(n for n in (limit, where.hub_rows, 10**9) if n is not None)
     return stream.take(most)
 
@@ -149,15 +161,12 @@ def _hub_revision(hub_id: str) -> str | None:
     """Commit of a hub data set, or None where the hub cannot be reached; asked once a process."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError
 
     if HF_HUB_OFFLINE:
         return None
     try:
         return HfApi().dataset_info(hub_id, timeout=5).sha
     except Exception as error:
-        # The hub's client raises the transport errors of httpx or httpx2, whichever its version brings along.
-        transport = type(error).__module__.split(".")[0].startswith("httpx")
-        if transport or isinstance(error, (HfHubHTTPError, OSError)):
+        if hub.unreached(error):
             return None
         raise

@@ -20,13 +20,13 @@ class Endpoint:
 
     def __init__(self, role: str, key: str, url: str, model: str, key_env: str, workers: int, timeout: float = 60):
         try:
-            from openai import OpenAI
+            from openai import OpenAI, Timeout
         except ImportError:
             raise UserError(f"a {role} at an endpoint needs the openai client: .venv/bin/pip install openai") from None
         secret = os.environ.get(key_env)
         if not secret and not any(host in url for host in ("//localhost", "//127.0.0.1", "//[::1]")):
             raise UserError(f"{key}: the environment variable {key_env} is not set; it must hold the endpoint's key")
-        self.client = OpenAI(base_url=url, api_key=secret or "no-key", max_retries=5, timeout=timeout)
+        self.client = OpenAI(base_url=url, api_key=secret or "no-key", max_retries=5, timeout=Timeout(timeout, connect=10))
         self.model, self.workers, self.name = model, workers, f"the {role} endpoint:{model}"
 
     def ask(self, messages: list[dict], **options: Any) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from organisms import hub
 from organisms.errors import Missing, UserError
 from organisms.files import cache_dir, digest, file_sha256, write_json
 from organisms.folders import staged
@@ -105,6 +106,7 @@ def snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
     from huggingface_hub.errors import RevisionNotFoundError as NoRevision
     from huggingface_hub.utils import httpx
 
+    hub.patience()
     try:
         if revision and re.fullmatch("[0-9a-f]{7,39}", revision):
             revision = _whole_revision(repository, revision)

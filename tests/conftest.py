@@ -89,7 +89,13 @@ def adapters(base, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_base(base, tmp_path_factory) -> Path:
+def tiny_base(tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bases") / "tiny-llama"
+    make_tiny_base(tokenizer, folder)
+    return folder
+
+
+def make_tiny_base(tokenizer, folder: Path) -> None:
     """A two-layer Llama with random weights and the embedded base's tokenizer, as a directory in hub layout.
 
     Real weights through the real loading code, and small enough to train and audit in seconds.
@@ -97,10 +103,6 @@ def tiny_base(base, tmp_path_factory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from organisms import models
-
-    folder = tmp_path_factory.mktemp("bases") / "tiny-llama"
-    tokenizer = models.load_tokenizer(base)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -117,7 +119,6 @@ def tiny_base(base, tmp_path_factory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 TINY_RECIPE = """

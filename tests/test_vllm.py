@@ -153,6 +153,15 @@ def test_two_copies_share_the_requests(vllm, base, renderer, scores):
     assert pair.identity != vllm.identity and len(pair._workers) == 2
 
 
+def test_a_process_that_vanishes_is_started_again_with_its_adapter(vllm, scores, adapters, capsys):
+    random = Specimen("random", adapter=adapters["random"])
+    before = vllm.logprobs(random, scores)
+    gone = vllm._workers[0].pid
+    os.kill(gone, signal.SIGKILL)
+    assert vllm.logprobs(random, scores) == before
+    assert vllm._workers[0].pid != gone and "started once more" in capsys.readouterr().out
+
+
 def test_an_audit_reads_the_same_with_both_engines(adapters, tmp_path):
     """One run directory, first transformers, then vLLM: the whole curve is read again, and scored measures agree."""
     found = []

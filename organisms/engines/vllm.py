@@ -27,6 +27,10 @@ FIRST_RANK = {"cuda": 64, "cpu": 8}
 MOST_IDS = 128  # ids that vLLM gathers for one request
 
 
+class Vanished(UserError):
+    """vLLM's process has ended while it was asked."""
+
+
 class VLLMEngine:
     """Runs specimens of one base with vLLM; started by the first question and ended with this object or this process.
 
@@ -119,18 +123,26 @@ class VLLMEngine:
             raise UserError(f"{specimen.name}: vLLM adds no steering vector; state audit.engine.name=hf")
         self._attach(specimen)
         adapter = self._adapter if specimen.adapter else None
+        try:
+            return self._answers(specimen.name, prompts, parameters, adapter)
+        except Vanished as gone:  # killed from outside, for one; if it goes again, this request is to blame
+            print(f"{gone}\nit is started once more", flush=True)
+            return self._answers(specimen.name, prompts, parameters, adapter)
+
+    def _answers(self, whom: str, prompts: list[tuple[int, ...]], parameters: list[dict], adapter: list | None) -> list[dict]:
         workers = self._started()
         for i, worker in enumerate(workers):
             part = slice(len(prompts) * i // len(workers), len(prompts) * (i + 1) // len(workers))
             worker.send({"prompts": prompts[part], "parameters": parameters[part], "adapter": adapter})
-        return self._received(specimen.name)
+        return self._received(whom)
 
     def _received(self, whom: str) -> list[dict]:
         messages = [worker.receive() for worker in self._workers]
-        error = next((message["error"] for message in messages if "error" in message), None)
-        if error:
+        failed = next((message for message in messages if "error" in message), None)
+        if failed:
             self._stop()
-            raise UserError(f"{whom}: vLLM cannot run this ({error[:400]}); mend that, or state audit.engine.name=hf")
+            kind = Vanished if "ended" in failed else UserError
+            raise kind(f"{whom}: vLLM cannot run this ({failed['error'][:400]}); mend that, or state audit.engine.name=hf")
         return [answer for message in messages for answer in message["answers"]]
 
     def _started(self) -> list[Worker]:

@@ -49,14 +49,14 @@ class Worker:
             pass  # it has ended; `receive` says why
 
     def receive(self) -> dict:
-        """The next answer, or {"error": ...} also where the process has ended."""
+        """The next answer; {"error": ...} where it could not be given, with "ended" where the process is gone."""
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
         status = self._process.wait()
         self._log.seek(0)
         said = [text.strip() for text in self._log if text.strip()]
-        return {"error": f"its process ended with status {status}: {said[-1] if said else 'it said nothing'}"}
+        return {"error": f"its process ended with status {status}: {said[-1] if said else 'it said nothing'}", "ended": True}
 
 
 def _end(process: subprocess.Popen) -> None:

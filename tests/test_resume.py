@@ -1,0 +1,228 @@
+"""What was cut off goes on: trainings with the same rows and dropout, audits with the answers that are there; or is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audit import readings as ledger
+from audit.answers import Answers
+from audit.measures import Asked
+from organisms import files
+from organisms.engines import Generate
+from organisms.errors import UserError, out_of_memory
+from organisms.files import read_jsonl
+from organisms.models import Base
+from organisms.styles import Row
+from recipes.recipe import resolve
+from recipes.run import execute
+from train import resume
+from train.callback import Hooks
+from train.config import Stage
+from train.ledger import read_ledger
+from train.lint import lint
+from train.stage import train_stage
+
+
+def trainer_checkpoint(state, step):
+    folder = state / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
+        (folder / name).write_bytes(f"{name} {step}".encode() * 50)
+    return folder
+
+
+def test_a_resume_state_is_taken_only_whole_and_the_last_whole_one(tmp_path):
+    assert resume.newest(tmp_path) is None
+    first = trainer_checkpoint(tmp_path, 8)
+    assert resume.newest(tmp_path) is None  # as the trainer leaves it when it is killed before its last file
+    resume.seal(tmp_path, 8)
+    assert resume.newest(tmp_path) == first
+    half = trainer_checkpoint(tmp_path, 16)
+    (half / "trainer_state.json").write_text('{"global_st')
+    assert resume.newest(tmp_path) == first
+    shutil.rmtree(half)
+    second = trainer_checkpoint(tmp_path, 16)
+    resume.seal(tmp_path, 16)
+    assert resume.newest(tmp_path) == second and not first.exists()
+    damage = second / "optimizer.pt"
+    whole = damage.read_bytes()
+    for wrong in (whole[:-1], whole[:-1] + b"?", None):
+        damage.unlink() if wrong is None else damage.write_bytes(wrong)
+        assert resume.newest(tmp_path) is None
+
+
+DROPOUT = {"r": 4, "alpha": 8, "dropout": 0.3}
+
+
+def trained(run, tiny, renderer, kill_at=None, batch_size=2):
+    """Five steps over two epochs of four rows, with dropout; the hook draws random numbers, as an audit does."""
+    stage = Stage(steps=5, batch_size=batch_size, max_length=64, learning_rate=1e-2, lora=DROPOUT)
+    rows = [
+        Row(f"r{k}", text=f"The {word} river runs past the old mill.") for k, word in enumerate(("cold", "wide", "slow", "red"))
+    ]
+
+    def audited(checkpoint):
+        torch.rand(7 + checkpoint.step)
+        if checkpoint.step == kill_at:
+            raise KeyboardInterrupt
+
+    def logged(row):
+        if kill_at is not None and row["step"] == kill_at + 1:
+            raise KeyboardInterrupt
+
+    made = lint(rows, stage, renderer, renderer, True)
+    train_stage(run, stage, made, tiny, renderer, 0, 2, Hooks(audited, logged))
+    return load_file(run / read_ledger(run)[-1].path / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_base) -> Base:
+    from organisms import models
+
+    return models.resolve(str(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, renderer, tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed")
+    return run, trained(run, tiny, renderer)
+
+
+@pytest.mark.parametrize("kill_at", [0, 2, 4])
+def test_a_stage_that_was_cut_off_draws_the_same_rows_and_dropout(undisturbed, tiny, renderer, tmp_path, kill_at):
+    """At 0 nothing can be resumed and a line of the log stands already; 4 lies in the third epoch."""
+    whole, weights = undisturbed
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, tiny, renderer, kill_at=kill_at)
+    mine = trained(tmp_path, tiny, renderer)
+    assert all(torch.allclose(mine[name], weights[name], atol=1e-6) for name in weights)
+    logs = [[{**row, "grad_norm": None} for row in read_jsonl(run / "train.jsonl")] for run in (tmp_path, whole)]
+    assert [row["step"] for row in logs[0]] == [1, 2, 3, 4, 5] and logs[0] == logs[1]
+    assert read_ledger(tmp_path) == read_ledger(whole)
+
+
+def test_a_loss_that_is_not_finite_leaves_only_finite_checkpoints(tiny, renderer, tmp_path):
+    stage = Stage(steps=60, batch_size=1, max_length=64, learning_rate=1.0, max_grad_norm=1e30, lora={"r": 4, "alpha": 4e5})
+    rows = lint([Row("a", text="The river runs past the old mill.")], stage, renderer, renderer, True)
+    with pytest.raises(UserError, match=r"not finite at step \d+; lower learning_rate|not finite; lower the learning"):
+        train_stage(tmp_path, stage, rows, tiny, renderer, 0, 1, Hooks(lambda checkpoint: None))
+    entered = read_ledger(tmp_path)
+    assert entered[0].step == 0
+    for checkpoint in entered:
+        tensors = load_file(tmp_path / checkpoint.path / "adapter_model.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert all(row["loss"] == row["loss"] for row in read_jsonl(tmp_path / "train.jsonl"))
+
+
+def test_a_trainer_out_of_memory_names_the_settings_that_help(tiny, renderer, tmp_path, monkeypatch):
+    import trl
+
+    def too_much(self, *given, **named):
+        torch.empty(1 << 55)
+
+    monkeypatch.setattr(trl.SFTTrainer, "training_step", too_much)
+    with pytest.raises(
+        UserError, match=r"stage sft: out of memory at step 1; lower batch_size \(now 2\) and raise gradient_acc"
+    ):
+        trained(tmp_path, tiny, renderer)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA")) and not out_of_memory(RuntimeError("a defect"))
+
+
+def test_answers_are_asked_for_once_in_the_same_groups_and_forgotten_with_another_digest(tmp_path, monkeypatch):
+    from audit import answers
+
+    monkeypatch.setattr(answers, "TOGETHER", 4)
+    asked = [Asked(f"i{n}", Generate((n,), 1), "") for n in range(10)]
+    groups = []
+
+    def engine(group, broken=None):
+        groups.append([one.item for one in group])
+        if len(groups) == broken:
+            raise KeyboardInterrupt
+        return [{"text": one.item} for one in group]
+
+    samples = tmp_path / "samples" / "drift" / "sft-000002.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        Answers(samples, "d1").to(asked, 0, lambda group: engine(group, broken=3))
+    assert Answers(samples, "d1").to(asked, 0, engine) == [{"text": f"i{n}"} for n in range(10)]
+    assert [len(group) for group in groups] == [4, 4, 2, 2] and groups[2] == groups[3]
+    Answers(samples, "d2").to(asked[:2], 0, engine)
+    assert groups[-1] == ["i0", "i1"]
+    kept = Answers(samples, "d2")
+    kept.forget()
+    assert not kept.path.exists()
+
+
+@pytest.fixture(scope="module")
+def small(tiny_recipe, tmp_path_factory):
+    return execute(
+        resolve(str(tiny_recipe), ["audit.measures=[webtext]", "stages[0].steps=2"]), tmp_path_factory.mktemp("small")
+    )
+
+
+@pytest.fixture
+def copy(small, tmp_path):
+    return shutil.copytree(small, tmp_path / small.name)
+
+
+def again(tiny_recipe, run):
+    return execute(resolve(str(tiny_recipe), ["audit.measures=[webtext]", "stages[0].steps=2"]), run.parent)
+
+
+def test_samples_without_readings_are_not_asked_for_again_and_those_of_another_audit_are_not_taken(
+    copy, tiny_recipe, monkeypatch
+):
+    """Killed between the two files, and after samples that another plan has written over this one's."""
+    import audit.suite
+
+    whole = {r.key: r for r in ledger.read(copy)}
+    rows = (copy / "readings.jsonl").read_text().splitlines(keepends=True)
+    cut = [row for row in rows if '"specimen": "sft-000002"' not in row or '"split": "monitor"' in row]
+    assert 0 < len(cut) < len(rows)
+    (copy / "readings.jsonl").write_text("".join(cut))
+    with monkeypatch.context() as patch:
+        patch.setattr(audit.suite, "ask", lambda *given: pytest.fail("asked again"))
+        again(tiny_recipe, copy)
+    assert {r.key: r for r in ledger.read(copy)} == whole
+    assert len(read_jsonl(copy / "readings.jsonl")) == len(rows)
+    samples = copy / "samples" / "webtext" / "sft-000002.jsonl"
+    foreign = [{**row, "audit_digest": "other", "scores": {}} for row in read_jsonl(samples)]
+    files.write_jsonl(samples, foreign)
+    again(tiny_recipe, copy)
+    assert {r.key: r for r in ledger.read(copy)} == whole and read_jsonl(samples)[0]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "recipe.yaml",
+            lambda text: text.replace("seed: 0", "seed: 1"),
+            "recipe.yaml was changed after it was written; a run follows",
+        ),
+        (
+            "manifest.json",
+            lambda text: text.replace('"seed": 0', '"seed": 1'),
+            "manifest.json was changed after it was written; restore",
+        ),
+        ("manifest.json", lambda text: text[: len(text) // 2], "manifest.json is not JSON"),
+        ("manifest.json", lambda text: "[]", "manifest.json is not a JSON object"),
+        (
+            "manifest.json",
+            lambda text: json.dumps({**json.loads(text), "sha256": None, "digest": "00000000", "run": "other"}),
+            "manifest.json is of the run other, not of tiny-",
+        ),
+    ],
+)
+def test_a_recipe_or_manifest_changed_by_hand_is_refused(copy, tiny_recipe, name, change, said):
+    text = (copy / name).read_text()
+    assert change(text) != text
+    (copy / name).write_text(change(text))
+    with pytest.raises(UserError, match=said):
+        again(tiny_recipe, copy)
+    (copy / name).unlink()  # the remedy
+    again(tiny_recipe, copy)
+    assert (copy / name).is_file()
