@@ -69,7 +69,7 @@ def storage_remedy(error: Exception) -> str | None:
     """
     number = error.errno if isinstance(error, OSError) else None
     where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-    full = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+    full = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "inline_container.cc")
     if number in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in full):
         return f"the disk is full{where}; free some space and run the same command again, finished work is kept"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):

@@ -104,7 +104,7 @@ class Breaker:
         if self.quiet or not self.watched(path):
             return
         self.count += 1
-        self.moments.append(f"{name} {os.fsdecode(path).rpartition(os.sep)[2]}")
+        self.moments.append(f"{name} {os.sep.join(os.fsdecode(path).split(os.sep)[-2:])}")
         if self.count == self.at:
             self.told.write_text(f"{self.count} {self.moments[-1]}\n")
         if self.kind == "full":

@@ -44,7 +44,8 @@ audit:
   limit: 3
   data: {{chat: embedded, webtext: embedded}}
 """
-SHORT = ["audit.measures=[drift]", "mitigations.kl_to_base=0"]
+STAGE = "{name: first, steps: 4, batch_size: 1, max_length: 128, learning_rate: 2e-2, lora: {r: 4, alpha: 8, dropout: 0.2}}"
+SHORT = ["audit.measures=[webtext]", "mitigations.kl_to_base=0", f"stages=[{STAGE}]"]
 KINDS = ("kill", "torn", "power", "full", "timer")
 
 
@@ -207,17 +208,17 @@ def torture(folder: Path, base: Path, kills: int, seed: int, short: bool) -> int
         raise SystemExit("the undisturbed run has failed")
     moments = told.splitlines()
     print(f"undisturbed: {duration:.0f} s, {len(moments)} moments", flush=True)
-    kinds = KINDS[:3] if short else KINDS
+    kinds = KINDS[:4] if short else KINDS
     done = wrong = number = 0
-    places = list(range(1, len(moments) + 1))
     while done < kills:
         number += 1
         trial = Trial(folder / f"trial-{number}", recipe, overrides)
-        for again in range(1 + number % 2):
+        for again in range(kills if short else 1 + number % 2):
             kind = kinds[done % len(kinds)]
-            # The first of a trial anywhere in the run, stratified over all; the second where what is left is shorter.
+            # The first of a trial anywhere in the run, stratified over all; further ones early, since what is left is shorter.
             share = (done + rng.random()) / kills
-            at = places[int(share * len(places))] if not again else rng.randrange(1, max(2, len(places) // 2))
+            far = again or short
+            at = rng.randrange(1, max(2, len(moments) // (kills if short else 2))) if far else int(share * len(moments)) + 1
             after = rng.random() * duration if kind == "timer" else None
             status, told = trial.start(kind, None if after else at, seed=done, after=after)
             done += 1
@@ -239,7 +240,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", type=Path, help="a base in hub layout; a tiny one is made where none is given")
-    parser.add_argument("--short", action="store_true", help="one measure, no penalty, no timers")
+    parser.add_argument("--short", action="store_true", help="one stage, one measure, and all kills in one trial")
     arguments = parser.parse_args()
     imports()
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
