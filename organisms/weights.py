@@ -4,12 +4,11 @@ It is read against the base that it comes from, so both must have the same param
 base + scale x (model - base).
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from organisms.errors import UserError
+from organisms.folders import staged
 from organisms.models import Base, fetched, from_directory
 
 CONFIG = "config.json"
@@ -20,20 +19,13 @@ def is_model(directory: Path) -> bool:
 
 
 def save(model: Any, target: Path, base: Base, untouched: bool = False) -> None:
-    """Save a transformers model to `target`, validated, by a rename of a finished directory.
+    """Save a transformers model to `target`, validated, by a rename of a directory that is whole on disk.
 
     untouched: the model of a training's step 0, which must be the base; any other must not be. Raises UserError otherwise.
     """
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with staged(target) as staging:
         model.save_pretrained(staging, safe_serialization=True)
         check(staging, base, untouched)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def check(directory: Path, base: Base, untouched: bool = False) -> None:
