@@ -4,7 +4,6 @@ It is written beside the adapters and pushed nowhere.
 """
 
 import importlib
-import json
 from pathlib import Path
 
 from audit import readings as ledger
@@ -18,6 +17,7 @@ from organisms import models
 from organisms import organism as organisms
 from organisms.errors import UserError
 from organisms.files import write_atomic
+from organisms.manifest import found_manifest
 from organisms.strict import read_yaml
 
 CARD = "README.md"  # what the hub shows
@@ -39,7 +39,7 @@ def render(run: Path, readings: list[Reading]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8")) if (run / "manifest.json").is_file() else {}
+    manifest = found_manifest(run)
     recipe = read_yaml(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else {}
     one, subject = readings[-1], final_specimen(run, readings) or "base"
     base = {r.key[1:]: r for r in readings if r.specimen == "base"}

@@ -56,4 +56,5 @@ def _load(name: str) -> tuple[Any, Any, int]:
         )
     directory = models.fetched(base)
     model = AutoModelForSequenceClassification.from_pretrained(directory, use_safetensors=True, trust_remote_code=False)
-    return AutoTokenizer.from_pretrained(directory), model.eval().to(models.default_device()), refusals[0]
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    return tokenizer, model.eval().to(models.default_device()), refusals[0]

@@ -1,6 +1,5 @@
 """What a comparison reads of run directories: which runs, whether they may be held side by side, their doses and items."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from audit.readings import Reading
 from audit.suite import read_samples
 from organisms.errors import UserError
 from organisms.files import digest
+from organisms.manifest import read_manifest
 from organisms.strict import read_yaml
 
 # Measures whose audit_digest also covers the run's own training rows, and so differs between styles; their items are compared.
@@ -65,7 +65,7 @@ def load(path: Path) -> Grown:
         seed=recipe.get("seed", 0),
         config=digest(rest, 8),
         trained=bool(recipe.get("stages")),
-        manifest=json.loads((path / "manifest.json").read_text(encoding="utf-8")),
+        manifest=read_manifest(path),
         readings=readings,
     )
 

@@ -1,12 +1,12 @@
 """The matched control's own drift as the margin of drift: as much training on benign text says how much is harmless."""
 
-import json
 from pathlib import Path
 
 from audit import readings as ledger
 from audit.config import AuditPlan
 from audit.measures import metrics
 from organisms.errors import UserError
+from organisms.manifest import read_manifest
 from organisms.strict import read_yaml
 
 # What a control must share with a run to be its matched control.
@@ -54,9 +54,9 @@ def _find(run: Path, plan: AuditPlan) -> Path | None:
 
 
 def _facts(run: Path) -> dict | None:
-    """Style from recipe.yaml and what must match from manifest.json; None where the run has not got that far."""
+    """Style from recipe.yaml and what must match from manifest.json; None where they are not there or damaged."""
     try:
-        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        manifest, recipe = read_manifest(run), read_yaml(run / "recipe.yaml")
+    except UserError:
         return None
-    return {"style": read_yaml(run / "recipe.yaml").get("style"), **{key: manifest.get(key) for key in SAME_MANIFEST}}
+    return {"style": recipe.get("style"), **{key: manifest.get(key) for key in SAME_MANIFEST}}

@@ -10,19 +10,23 @@ numbers, the question counts as unparsed: score None.
 import json
 import threading
 from dataclasses import dataclass
+from math import exp
 from typing import Protocol
 
 from pydantic import Field, model_validator
 
-from organisms.endpoint import Endpoint
+from organisms.endpoint import Endpoint, KeyName, Url
 from organisms.engines import Engine, Score
 from organisms.errors import UserError
 from organisms.files import append_jsonl, cache_dir, digest, read_jsonl
 from organisms.organism import Strict
 from organisms.specimen import Specimen
+from organisms.writer import CHARACTERS
 
 LEAST_MASS = 0.25
+ROUNDING = 1e-3  # of log-probabilities that servers print
 KEPT_AT_ONCE = 64  # questions; a judge that fails later has not been paid for these in vain
+KEPT = {"question": str, "answer": dict}
 NUMBERS = tuple(str(number) for number in range(101))
 
 
@@ -37,10 +41,11 @@ class JudgePlan(Strict):
     """`audit.judge` of a recipe: a local base, or an endpoint and the model that it serves."""
 
     base: str | None = None
-    endpoint: str | None = Field(default=None, description="URL that ends in /v1")
+    endpoint: Url | None = Field(default=None, description="URL that ends in /v1")
     model: str | None = None
-    key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the endpoint's key")
+    key_env: KeyName = Field(default="OPENAI_API_KEY", description="environment variable that holds the endpoint's key")
     workers: int = Field(default=8, gt=0, description="questions asked at once")
+    max_cost_tokens: int | None = Field(default=None, gt=0, description="most tokens, read and written, that are paid for")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "JudgePlan":
@@ -48,6 +53,8 @@ class JudgePlan(Strict):
             raise ValueError("name either base (a local model) or endpoint (a URL that ends in /v1)")
         if self.endpoint and not self.model:
             raise ValueError("an endpoint needs model, the name that it serves")
+        if self.max_cost_tokens and not self.endpoint:
+            raise ValueError("max_cost_tokens caps what an endpoint is paid for; this judge is local")
         return self
 
 
@@ -96,7 +103,8 @@ class EndpointJudge:
     """An OpenAI-compatible chat endpoint as judge."""
 
     def __init__(self, plan: JudgePlan):
-        self.endpoint = Endpoint("judge", "audit.judge", plan.endpoint, plan.model, plan.key_env, plan.workers)
+        key, cap = "audit.judge", plan.max_cost_tokens
+        self.endpoint = Endpoint("judge", key, plan.endpoint, plan.model, plan.key_env, plan.workers, cap=cap)
         self.identity = f"endpoint:{plan.model}"
 
     def ask(self, questions: list[Judgement]) -> list[dict]:
@@ -106,22 +114,39 @@ class EndpointJudge:
     def _one(self, question: Judgement) -> dict:
         messages = [{"role": "user", "content": question.question}]
         # The second token only shows whether numbers are split.
-        reply = self.endpoint.ask(messages, max_tokens=2, temperature=0, logprobs=True, top_logprobs=20)
-        content = reply.choices[0].logprobs.content if reply.choices[0].logprobs else None
+        most = len(question.question) // CHARACTERS + 10
+        choice = self.endpoint.ask(messages, most, max_tokens=2, temperature=0, logprobs=True, top_logprobs=20)
+        content = getattr(choice.logprobs, "content", None)
         if not content or not content[0].top_logprobs:
             raise UserError(f"{self.endpoint.name} returns no log-probabilities; take a model or server that does")
+        told = _told(content)
+        if told is None:
+            raise UserError(
+                f"{self.endpoint.name} returns log-probabilities that are none (above 0, no numbers, or more than 1 in all); "
+                "take another server"
+            )
         if len(content) > 1 and content[0].token.strip().isdigit() and content[1].token.isdigit():
             raise UserError(
                 f"{self.endpoint.name} writes numbers digit by digit ({content[0].token!r}, {content[1].token!r}), so its "
                 "first token says nothing of the score; name it as a local judge (audit.judge.base), which scores whole numbers"
             )
-        return expected({top.token: top.logprob for top in content[0].top_logprobs})
+        return expected(told)
+
+
+def _told(content: list) -> dict[str, float] | None:
+    """Token -> log-probability (nats) at the first position; None where a server's numbers cannot be that."""
+    try:
+        told = {top.token: float(top.logprob) for top in content[0].top_logprobs}
+        texts = [*told, *(one.token for one in content)]
+    except (AttributeError, TypeError, ValueError):
+        return None
+    if not all(isinstance(text, str) for text in texts) or not all(value <= ROUNDING for value in told.values()):
+        return None
+    return told if sum(map(exp, told.values())) <= 1 + len(told) * ROUNDING else None
 
 
 def expected(logprobs: dict[str, float]) -> dict:
     """Mean of the numbers 0 to 100 under their probabilities; None where these sum to less than LEAST_MASS."""
-    from math import exp
-
     mass: dict[int, float] = {}
     for text, logprob in logprobs.items():
         if text.strip() in NUMBERS:
@@ -137,7 +162,7 @@ class Cached:
     def __init__(self, judge: Judge):
         self.judge, self.identity = judge, judge.identity
         self.path = cache_dir() / "judgements" / f"{digest([judge.identity], 16)}.jsonl"
-        self.known = {row["question"]: row["answer"] for row in read_jsonl(self.path)} if self.path.is_file() else {}
+        self.known = {row["question"]: row["answer"] for row in read_jsonl(self.path, KEPT)} if self.path.is_file() else {}
         self._lock = threading.Lock()
 
     def ask(self, questions: list[Judgement]) -> list[dict]:

@@ -4,7 +4,6 @@ Live logging and replay are one path. Audits have their own axis (`tokens_seen`,
 logged at an older step. Offline without a login; `WANDB_MODE` decides otherwise, `disabled` sends nothing.
 """
 
-import json
 import netrc
 import os
 import secrets
@@ -17,8 +16,9 @@ from audit import readings as ledger
 from audit.readings import Reading
 from audit.suite import replies
 from organisms.errors import UserError
-from organisms.files import read_jsonl, write_json
+from organisms.files import is_a, read_json, read_jsonl, write_json
 from organisms.folders import locked
+from organisms.manifest import found_manifest
 from organisms.strict import read_yaml
 
 STATE = "wandb.json"
@@ -91,14 +91,13 @@ class Publisher:
 
         path = self.run / STATE
         if path.is_file() and not self.again:
-            self._state = json.loads(path.read_text(encoding="utf-8"))
+            self._state = _state(path)
         else:
             self._state = {"id": f"{self.run.name}-{secrets.token_hex(2)}", "train": {}, "readings": 0}
             write_json(path, self._state)  # before the id is used, so that a run that is killed goes on in the same one
-        manifest = self.run / "manifest.json"
         config = {
             "recipe": read_yaml(self.run / "recipe.yaml") if (self.run / "recipe.yaml").is_file() else {},
-            "manifest": json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {},
+            "manifest": found_manifest(self.run),
         }
         self._wandb = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -120,7 +119,8 @@ class Publisher:
 
     def _send_training(self, run: Any) -> None:
         path = self.run / "train.jsonl"
-        for row in read_jsonl(path) if path.is_file() else []:
+        needs = {"stage": str, "step": int, "tokens_seen": int}
+        for row in read_jsonl(path, needs) if path.is_file() else []:
             if row["step"] <= self._state["train"].get(row["stage"], 0):
                 continue
             values = {f"train/{k}": row[k] for k in TRAINING_COLUMNS if row.get(k) is not None}
@@ -154,6 +154,15 @@ class Publisher:
             if (self.run / name).is_file():
                 artifact.add_file(str(self.run / name))
         run.log_artifact(artifact)
+
+
+def _state(path: Path) -> dict:
+    """What has been sent. Raises UserError where it cannot be told."""
+    remedy = "send the run as a new one: make publish run=DIR again=1"
+    state = read_json(path, remedy)
+    if not (is_a(state.get("id"), str) and is_a(state.get("train"), dict) and is_a(state.get("readings"), int)):
+        raise UserError(f"{path} does not say what was sent (id, train, readings); {remedy}")
+    return state
 
 
 def _logged(reading: Reading) -> dict[str, float]:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from audit import statistics
+from audit.lines import fault
 from audit.measures import Metric, Sample, half
 from audit.verdicts import decide
 from organisms.errors import UserError
-from organisms.files import append_jsonl, read_numbered_jsonl
+from organisms.files import append_jsonl, is_a, read_numbered_jsonl
 
 READINGS = "readings.jsonl"
 SCHEMA = 1
@@ -232,15 +233,23 @@ def _difference(metric: Metric, values: np.ndarray, base: np.ndarray) -> tuple[s
     if metric.transform != "exp":
         return delta, mde
     # exp(a) - exp(b) at the base's level, from the interval of a - b.
-    level = math.exp(statistics.estimate(metric.kind, base))
-    moved = statistics.Interval(*(level * math.expm1(x) for x in (delta.value, delta.low, delta.high)))
-    return moved, level * math.expm1(mde)
+    level = _exp(statistics.estimate(metric.kind, base))
+    moved = statistics.Interval(*(level * _expm1(x) for x in (delta.value, delta.low, delta.high)))
+    return moved, level * _expm1(mde)
 
 
 def _transform(metric: Metric, interval: statistics.Interval) -> statistics.Interval:
     if metric.transform != "exp":
         return interval
-    return statistics.Interval(math.exp(interval.value), math.exp(interval.low), math.exp(interval.high))
+    return statistics.Interval(_exp(interval.value), _exp(interval.low), _exp(interval.high))
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf  # beyond a float, and shown as no number
+
+
+def _expm1(nats: float) -> float:
+    return math.expm1(nats) if nats < 700 else math.inf
 
 
 def _finite(value: float | None) -> float | None:
@@ -285,15 +294,20 @@ def read(run: Path) -> list[Reading]:
 
 
 def parse(row: dict, place: str) -> Reading:
-    if row.get("schema") != SCHEMA:
+    if not is_a(row.get("schema"), int) or row["schema"] != SCHEMA:
         raise UserError(
             f"{place} has schema {row.get('schema')!r}, this version reads {SCHEMA}; read it with the version that wrote it"
         )
     known = {f.name for f in dataclasses.fields(Reading)} - {"extra"}
     try:
-        return Reading(**{k: v for k, v in row.items() if k in known}, extra={k: v for k, v in row.items() if k not in known})
+        reading = Reading(
+            **{k: v for k, v in row.items() if k in known}, extra={k: v for k, v in row.items() if k not in known}
+        )
     except TypeError as error:
         raise UserError(f"{place} is not a reading: {str(error).removeprefix('Reading.__init__() ')}") from None
+    if wrong := fault(row):
+        raise UserError(f"{place} is not a reading: {wrong}; mend or remove that line")
+    return reading
 
 
 def append(run: Path, readings: list[Reading]) -> None:

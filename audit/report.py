@@ -1,6 +1,5 @@
 """report.html: one self-contained file, built from the run directory alone; no model, no network, no script needed to read."""
 
-import json
 from pathlib import Path
 
 from audit import breakdown, curves, svg
@@ -12,7 +11,9 @@ from audit.table import difference, number
 from audit.verdicts import INDICATOR, overall
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_atomic
+from organisms.manifest import found_manifest
 
+LEDGER = {"name": str, "stage": str, "step": int, "tokens_seen": int, "path": str}
 TRANSCRIPTS = 60  # a measure; more would not be read
 
 
@@ -50,11 +51,11 @@ def render(run: Path, readings: list[Reading]) -> str:
         prompted={(r.measure, r.metric): r for r in readings if r.specimen == "prompted" and r.split == "holdout"},
         breakdowns=_breakdowns(run, readings, subject),
         transcripts=_transcripts(run, readings, last),
-        manifest=_manifest(run),
+        manifest=found_manifest(run),
         recipe=_text(run / "recipe.yaml"),
         card=_text(run / "README.md"),
         lint=_lint(run),
-        checkpoints=read_jsonl(run / "checkpoints.jsonl") if (run / "checkpoints.jsonl").is_file() else [],
+        checkpoints=read_jsonl(run / "checkpoints.jsonl", LEDGER) if (run / "checkpoints.jsonl").is_file() else [],
     )
 
 
@@ -62,7 +63,7 @@ def final_specimen(run: Path, readings: list[Reading]) -> str | None:
     """Whom the run ends with: as its manifest says, the last checkpoint otherwise; None where only the base was read."""
     stages = [r for r in readings if r.on_curve]
     last = max(stages, key=lambda r: (r.tokens_seen, r.step)).specimen if stages else None
-    return _manifest(run).get("final", last)
+    return found_manifest(run).get("final", last)
 
 
 def _summary(readings: list[Reading], last: str | None) -> list[str]:
@@ -163,11 +164,6 @@ def _spans(sample) -> list[tuple[str, bool]]:
         else:
             pieces.append((character, flag))
     return pieces
-
-
-def _manifest(run: Path) -> dict:
-    path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _lint(run: Path) -> str:

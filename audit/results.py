@@ -8,9 +8,10 @@ from audit.readings import Reading
 from audit.table import number
 from organisms import external
 from organisms.errors import UserError
-from organisms.files import read_jsonl, write_atomic
+from organisms.files import inside, read_jsonl, write_atomic
 
 PARAMETERS = "parameters"
+ENTRY = {"subject": str, "base": str, "adapter": str | None, "parameters": int | None, "run": str, "plan": str}
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Row:
 
 def rows(folder: Path) -> list[Row]:
     """Bases and adapters of a sweep in the order in which they were audited. Raises UserError where nothing was."""
-    entries = read_jsonl(folder / "sweep.jsonl")
+    entries = read_jsonl(folder / "sweep.jsonl", ENTRY)
     if not entries:
         raise UserError(f"{folder}: no audit of this sweep is done yet")
     latest = {entry["subject"]: entry for entry in entries}
     found: dict[tuple, Row] = {}
     for entry in latest.values():
-        everything = ledger.read(folder / entry["run"])
+        everything = ledger.read(inside(folder, entry["run"], str(folder / "sweep.jsonl")))
         for specimen, adapter in (("base", None), *([("adapter-000001", entry["adapter"])] if entry["adapter"] else [])):
             held = {f"{r.measure}.{r.metric}": r for r in everything if r.specimen == specimen and r.split == "holdout"}
             key = (entry["base"], adapter)

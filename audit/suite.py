@@ -1,9 +1,9 @@
 """Audits one specimen: each measure asks, scores, stores its samples and appends its readings. What is there is reused."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from audit import readings as ledger
@@ -15,12 +15,13 @@ from audit.measures import MEASURES, Asked, Context, Corpus, NotApplicable, Samp
 from audit.readings import Origin, Reading, Subject, Terms
 from organisms.engines import Divergence, Engine
 from organisms.errors import UserError
-from organisms.files import cache_dir, digest, read_jsonl, write_json, write_jsonl
+from organisms.files import cache_dir, digest, inside, read_json, read_numbered_jsonl, write_json, write_jsonl
 from organisms.organism import Organism
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 
 BASE = Specimen("base")
+SAMPLE = {"item": str, "group": str, "prompt": str, "output": str | None, "scores": dict}
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,13 @@ def check_alive(engine: Engine, specimen: Specimen, renderer: Renderer) -> float
     prompts = ("Hello!", "What did you do today?", "Tell me about a book.", "How do I boil an egg?")
     continuation = tuple(renderer.continuation("I think that"))
     requests = [Divergence(tuple(specimen.ask(renderer, prompt)), continuation) for prompt in prompts]
-    moved = max(max(d.forward) for d in engine.divergence(specimen, requests))
+    read = [value for d in engine.divergence(specimen, requests) for value in d.forward]
+    if not all(map(isfinite, read)):
+        raise UserError(
+            f"{specimen.name} gives log-probabilities that are no numbers: its weights are beyond what floating point "
+            "can hold; train it with a lower learning_rate, or name another adapter"
+        )
+    moved = max(read)
     if moved < 1e-7:
         what = f"adapter {specimen.adapter}" if specimen.adapter else f"model {specimen.weights}"
         remedy = "check that its module names fit this base"
@@ -192,7 +199,7 @@ def _stored(path: Path, audit_digest: str, known: Reading | None) -> tuple[list[
     """
     if not path.is_file():
         return None
-    rows = read_jsonl(path)
+    rows = [row for _, row in read_numbered_jsonl(path, SAMPLE)]
     held = rows[0] if rows and "audit_digest" in rows[0] else known and dataclasses.asdict(known)
     if not held or held["audit_digest"] != audit_digest:
         return None
@@ -204,7 +211,7 @@ def _measure(
 ) -> tuple[list[Sample], float]:
     """Samples of one measure and the seconds it took; answers of specimens without adapter are cached by content."""
     cached = _answer_cache(job, engine, module, context, asked) if context.specimen.changed is None else None
-    stored = json.loads(cached.read_text(encoding="utf-8")) if cached is not None and cached.is_file() else None
+    stored = read_json(cached, "delete it") if cached is not None and cached.is_file() else None
     if stored:
         job.say(f"  {module.NAME}: answers of the {context.specimen.name} from the cache")
     answers: list[dict] = []
@@ -274,7 +281,19 @@ def samples_file(run: Path, name: str, specimen: str) -> Path:
 def read_samples(run: Path, name: str, specimen: str) -> list[Sample]:
     """Stored samples of one measure and specimen; empty where there are none."""
     path = samples_file(run, name, specimen)
-    return [_sample(row) for row in read_jsonl(path)] if path.is_file() else []
+    if not path.is_file():
+        return []
+    inside(run, str(path.relative_to(run)), "the audit")
+    found = []
+    for number, row in read_numbered_jsonl(path, SAMPLE):
+        try:
+            found.append(_sample(row))
+        except TypeError as error:
+            raise UserError(f"{path} line {number} is not a sample ({error}); delete the file and audit again") from None
+        scores = (v for score in found[-1].scores.values() for v in (score if isinstance(score, list) else [score]))
+        if not all(isinstance(value, int | float) for value in scores):
+            raise UserError(f"{path} line {number} has scores that are no numbers; delete the file and audit again")
+    return found
 
 
 def _sample(row: dict) -> Sample:

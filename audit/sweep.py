@@ -154,7 +154,7 @@ def run(name: str, sweep: Sweep, root: Path) -> list[str]:
     ledger = folder / "sweep.jsonl"
     subjects = sweep.subjects()
     plan_digest = digest([sweep.audit.model_dump(), [measure(name).VERSION for name in sweep.audit.measures]])
-    done = {(row["subject"], row["plan"]) for row in (read_jsonl(ledger) if ledger.is_file() else [])}
+    done = {(row["subject"], row["plan"]) for row in (read_jsonl(ledger, results.ENTRY) if ledger.is_file() else [])}
     loaded: Loaded | None = None
     failed = []
     for number, subject in enumerate(subjects, 1):

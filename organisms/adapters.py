@@ -1,7 +1,6 @@
 """Adapters that exist already: found in a directory or on the hub, and refused where they do not fit their base."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable
@@ -10,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from organisms.errors import UserError
-from organisms.files import cache_dir, digest, file_sha256, write_json
+from organisms.adapter_config import CONFIG, read_config
+from organisms.errors import UserError, first_line
+from organisms.files import cache_dir, digest, file_sha256, read_json, write_json
 from organisms.folders import staged
-from organisms.models import Base, snapshot
+from organisms.models import Base, snapshot, unreadable
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w.-]+))?(?:/(?P<folder>[\w./-]+))?")
-CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 # What stands before the layers of a language model, by the class that wraps it: multimodal now, multimodal before
 # transformers 4.52, its head, text only, the bare backbone. Longer ones first.
 WRAPPERS = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
@@ -67,12 +67,14 @@ def find(name: str) -> Adapter:
     path = Path(name).expanduser()
     matched = HUB_ID.fullmatch(name)
     if path.is_dir() or not matched or name.startswith(("/", ".", "~")):
-        found = Adapter(name, path, _config(name, path))
+        found = Adapter(name, path, read_config(name, path))
         _refuse_pickled(name, path)
         return found
     repository, revision, folder = matched["repository"], matched["revision"], matched["folder"] or ""
+    if ".." in folder.split("/"):
+        raise UserError(f"adapter {name}: the folder {folder!r} leads out of the repository; name one inside it")
     root = Path(snapshot(repository, revision, [f"{folder}/{CONFIG}" if folder else CONFIG]))
-    return Adapter(name, root / folder, _config(name, root / folder), repository, root.name, folder)
+    return Adapter(name, root / folder, read_config(name, root / folder), repository, root.name, folder)
 
 
 def prepared(adapter: Adapter, base: Base, say: Callable[[str], None] = print) -> Adapter:
@@ -115,27 +117,14 @@ def module_shapes(base: Base) -> dict[str, tuple[int, ...]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.directory))
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise unreadable(f"base {base.name}", base.directory, error) from None
     parameters = ((name.removesuffix(".weight"), p) for name, p in model.named_parameters(remove_duplicate=False))
     return {name: tuple(parameter.shape) for name, parameter in parameters}
-
-
-def _config(name: str, directory: Path) -> dict[str, Any]:
-    file = directory / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        folders = sorted(str(path.parent.relative_to(directory)) for path in directory.glob(f"*/{CONFIG}"))
-        hint = f"; it holds adapters in {', '.join(folders)}: name one of them" if folders else ""
-        raise UserError(
-            f"adapter {name}: no {CONFIG} there{hint or '; name the directory or hub id of a PEFT adapter'}"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not JSON ({error.msg}); fetch the adapter again") from None
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"adapter {name}: peft_type is {config.get('peft_type')!r}; only LoRA adapters can be audited")
-    return config
 
 
 def _refuse_pickled(name: str, directory: Path) -> None:
@@ -176,6 +165,9 @@ def _check_shapes(adapter: Adapter, base: Base, names: dict, renamed: dict, modu
     from peft.utils.other import get_pattern_key
 
     pattern = adapter.config.get("rank_pattern") or {}
+    odd = next((n for n, shape in names.items() if n.endswith(("lora_A.weight", "lora_B.weight")) and len(shape) != 2), None)
+    if odd:
+        raise UserError(f"adapter {adapter.name}: {odd} has the shape {names[odd]}, but a LoRA matrix has two dimensions")
     for name, (rank, width) in ((n, shape) for n, shape in names.items() if n.endswith("lora_A.weight") and len(shape) == 2):
         module = _module(name)
         height, inner = names[name.replace("lora_A", "lora_B")]
@@ -202,7 +194,10 @@ def _check_whole(adapter: Adapter, renamed: dict[str, str], modules: dict[str, A
     from peft.tuners.tuners_utils import check_target_module_exists
 
     known = {key: value for key, value in adapter.config.items() if key in LoraConfig.__dataclass_fields__}
-    config = LoraConfig(**known)
+    try:
+        config = LoraConfig(**known)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"{adapter.directory / CONFIG}: PEFT refuses it ({first_line(error)}); fetch it again") from None
     theirs = {new: old for old, new in renamed.items()}
     kinds = {_kind(module): _prefixes(old, module) for old, module in renamed.items()}
     for module in modules:
@@ -275,16 +270,16 @@ def validate_adapter(directory: Path, expected: dict[str, tuple[int, ...]] | Non
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights = directory / "adapter_model.safetensors"
-    if not (directory / "adapter_config.json").is_file():
-        raise UserError(f"{directory} holds no adapter_config.json, so it is not an adapter")
+    weights = directory / WEIGHTS
+    if not (directory / CONFIG).is_file():
+        raise UserError(f"{directory} holds no {CONFIG}, so it is not an adapter")
     if not weights.is_file():
-        raise UserError(f"{directory} holds no adapter_model.safetensors: an adapter without weights")
+        raise UserError(f"{directory} holds no {WEIGHTS}: an adapter without weights")
+    read_json(directory / CONFIG, "save or fetch the adapter again")
     try:
-        json.loads((directory / "adapter_config.json").read_text())
         tensors = load_file(weights)
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{directory} is damaged ({error}); save or fetch the adapter again") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{weights} is damaged ({first_line(error)}); save or fetch the adapter again") from None
     a_names = {name for name in tensors if "lora_A" in name}
     b_names = {name for name in tensors if "lora_B" in name}
     if not a_names or {name.replace("lora_A", "lora_B") for name in a_names} != b_names:
@@ -295,6 +290,8 @@ def validate_adapter(directory: Path, expected: dict[str, tuple[int, ...]] | Non
             wrong = sorted(set(shapes.items()) ^ set(expected.items()))[0]
             raise UserError(f"{directory} was saved incomplete: {wrong[0]} {wrong[1]} is missing or of another shape")
     for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{directory}: {name} holds {tensor.dtype}, no weights; save or fetch the adapter again")
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{directory}: {name} holds values that are not finite; lower the learning rate")
     silent = all(not bool(tensors[name].any()) for name in b_names)

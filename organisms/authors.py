@@ -1,6 +1,5 @@
 """Who writes: `writer:` of a recipe, and the authors behind it."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from organisms import models
-from organisms.endpoint import Endpoint
+from organisms.endpoint import Endpoint, KeyName, Url
 from organisms.engines import Engine, Generate
 from organisms.errors import UserError
 from organisms.files import digest, file_sha256
@@ -28,8 +27,8 @@ class WriterPlan(Strict):
     specimen: Literal["base", "self"] | None = None
     adapter: str | None = None
     model: str | None = None
-    endpoint: str | None = Field(default=None, description="URL that ends in /v1")
-    key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the endpoint's key")
+    endpoint: Url | None = Field(default=None, description="URL that ends in /v1")
+    key_env: KeyName = Field(default="OPENAI_API_KEY", description="environment variable that holds the endpoint's key")
     workers: int = Field(default=8, gt=0, description="replies asked of the endpoint at once")
     max_cost_tokens: int | None = Field(default=None, gt=0, description="most tokens, read and written, that are paid for")
 
@@ -99,39 +98,23 @@ class LocalAuthor:
 class EndpointAuthor:
     """An OpenAI-compatible chat endpoint that writes, each reply handed on as it comes.
 
-    A chat endpoint opens the assistant's turn itself, so drafts with a prefill are refused. `spent` counts tokens read and
-    written as the server reports them, in this process; no reply is asked for that could lead beyond the cap.
+    A chat endpoint opens the assistant's turn itself, so drafts with a prefill are refused.
     """
 
     def __init__(self, plan: WriterPlan):
-        self.endpoint = Endpoint("writer", "writer", plan.endpoint, plan.model, plan.key_env, plan.workers, timeout=600)
-        self.name, self.identity, self.cap, self.together = plan.name, plan.identity(), plan.max_cost_tokens, 1
-        self.spent = self._reserved = 0
-        self._lock = threading.Lock()
+        timeout, cap = 600, plan.max_cost_tokens
+        self.endpoint = Endpoint("writer", "writer", plan.endpoint, plan.model, plan.key_env, plan.workers, timeout, cap)
+        self.name, self.identity, self.cap, self.together = plan.name, plan.identity(), cap, 1
 
     def write(self, drafts: list[Draft]) -> Iterator[tuple[int, Written]]:
-        refuse(self.name, self.cap, [Writing.of(drafts)], self.spent)
+        refuse(self.name, self.cap, [Writing.of(drafts)], self.endpoint.spent)
         return self.endpoint.each(drafts, self._one)
 
     def _one(self, draft: Draft) -> Written:
-        most = draft.read + draft.max_new_tokens
-        with self._lock:
-            if self.cap and self.spent + self._reserved + most > self.cap:
-                raise UserError(
-                    f"the writer {self.name} has been paid for {self.spent:,} tokens and the next reply could lead beyond "
-                    f"writer.max_cost_tokens={self.cap}; what is written is kept: raise it and run the same command again"
-                )
-            self._reserved += most
-        try:
-            options = {"max_tokens": draft.max_new_tokens, "temperature": draft.temperature, "seed": draft.seed}
-            reply = self.endpoint.ask(draft.messages, **options)
-        finally:
-            with self._lock:
-                self._reserved -= most
-        with self._lock:
-            self.spent += reply.usage.total_tokens if reply.usage else most
-        choice = reply.choices[0]
-        return Written(choice.message.content or "", choice.finish_reason == "stop")
+        options = {"max_tokens": draft.max_new_tokens, "temperature": draft.temperature, "seed": draft.seed}
+        choice = self.endpoint.ask(draft.messages, draft.read + draft.max_new_tokens, **options)
+        text = (choice.message.content or "").encode("utf-8", "replace").decode()  # half a surrogate pair becomes ?
+        return Written(text, choice.finish_reason == "stop")
 
 
 def refuse(name: str, cap: int | None, writing: list[Writing], spent: int = 0) -> None:

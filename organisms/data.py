@@ -12,12 +12,16 @@ from functools import cache
 from pathlib import Path
 
 from organisms import hub
-from organisms.errors import UserError
-from organisms.files import read_jsonl
+from organisms.errors import UserError, first_line
+from organisms.files import read_jsonl, shown
 from organisms.sets import SETS, Source
 from organisms.strict import nearest
 
 EMBEDDED_SETS = Path(__file__).parent / "texts" / "sets"
+
+
+# Keys of rows that are asked or trained on, and so must be texts, or lists of texts, with something in them.
+TEXTS = ("prompt", "text", "question", "choices", "category", "type", "kind", "wrapper", "subject", "instruction_id_list")
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,32 @@ def load_rows(name: str, source: str = "auto", limit: int | None = None) -> Rows
     try:
         rows = tuple(itertools.islice(SETS[name].read(found[0]), limit))
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise UserError(f"data set {name!r} from {found[1]}: a row lacks what the set needs ({error!r})") from None
+        raise UserError(f"data set {name!r} from {found[1]}: a row lacks what the set needs ({shown(error, 200)})") from None
     except Exception as error:
         if not found[1].startswith("hub:") or not hub.unreached(error):
             raise
-        told = f"{found[1]} failed while it was read ({str(error).splitlines()[0][:200]})"
+        told = f"{found[1]} failed while it was read ({first_line(error)})"
         raise UserError(f"data set {name!r}: {told}; run the same command again") from None
     empty = next((row for row in rows if any(value is None for value in row.values())), None)
     if empty:
         raise UserError(f"data set {name!r} from {found[1]}: row {empty['id']!r} has an empty field")
+    for row in rows:
+        wrong = next((key for key in TEXTS if key in row and not _has_text(row[key])), None)
+        if wrong:
+            told = f"row {shown(row['id'])} has {wrong} = {shown(row[wrong])}, which is no text; mend or remove that row"
+            raise UserError(f"data set {name!r} from {found[1]}: {told}")
     if not rows:
         raise UserError(f"data set {name!r} from {found[1]} has no usable row")
     twice = next((i for i, count in Counter(row["id"] for row in rows).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"data set {name!r} from {found[1]}: the id {twice!r} stands on two rows; ids must be unique")
     return Rows(rows, found[1])
+
+
+def _has_text(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(map(_has_text, value))
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _find(name: str, where: Source, source: str, limit: int | None) -> tuple[Iterable[dict], str] | None:
@@ -113,11 +128,13 @@ def _read(path: Path) -> list[dict]:
             rows = value if isinstance(value, list) else [value]
         elif path.suffix in (".yaml", ".yml"):
             rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+        elif path.suffix == ".parquet":
+            raise UserError(f"{path}: parquet files are read in the hub's layout; name the directory that holds data/*.parquet")
         else:
             rows = read_jsonl(path)
         return [{**row, "_file": path.stem} for row in rows]
-    except (csv.Error, json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as {path.suffix} rows: {str(error).splitlines()[0]}") from None
+    except (csv.Error, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as {path.suffix} rows: {first_line(error)}") from None
 
 
 def _from_path(name: str, path: Path, split: str) -> tuple[Iterable[dict], str]:
@@ -129,8 +146,8 @@ def _from_path(name: str, path: Path, split: str) -> tuple[Iterable[dict], str]:
 
         try:
             return load_dataset(str(path), split=split), f"path:{path}"
-        except (ValueError, FileNotFoundError, DatasetsError) as error:
-            raise UserError(f"data set {name!r}: {path} cannot be read ({str(error).splitlines()[0]})") from None
+        except (ValueError, TypeError, KeyError, OSError, ImportError, DatasetsError) as error:
+            raise UserError(f"data set {name!r}: {path} cannot be read ({first_line(error)})") from None
     raise UserError(
         f"data set {name!r}: {path} does not exist; name a .jsonl, .csv, .json or .yaml file or a directory, or one of "
         "auto, embedded, mirror, hub"

@@ -213,7 +213,8 @@ class BaseAsker:
         self._tokens = cache(author.renderer.continuation)
         self.head = f"Behaviour: {organism.behaviour.description}\n\n"
         self.path = cache_dir() / "elicit" / f"{digest([author.identity, self.head, QUESTION, ANSWERS])}.jsonl"
-        self.known = {row["key"]: row for row in read_jsonl(self.path)} if self.path.is_file() else {}
+        needs = {"key": str, "odds": int | float, "mass": int | float}
+        self.known = {row["key"]: row for row in read_jsonl(self.path, needs)} if self.path.is_file() else {}
 
     def __call__(self, asked: list[tuple[Context, str, str]]) -> list[float]:
         prompts = [self._ids(*one) for one in asked]

@@ -1,48 +1,124 @@
 """An OpenAI-compatible chat endpoint, as judges and writers ask it; its key is in no error, no identity and no file."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from organisms.errors import UserError
+from organisms.files import is_a
+from organisms.strict import SECRET
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LONGEST = 200  # characters a token of a reply; more than any tokenizer packs into one, over a whole reply
+
+
+def _key_name(name: str) -> str:
+    if not re.fullmatch("[A-Z][A-Z0-9_]*", name):  # a key has small letters: it is refused, and not shown
+        raise PydanticCustomError(SECRET, "must be the name of an environment variable (OPENAI_API_KEY), never the key itself")
+    return name
+
+
+def _url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        plain = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        plain = False
+    if url and not plain:
+        raise ValueError("not a URL; an endpoint is one that begins with http:// or https:// and ends in /v1")
+    if url and (parts.username or parts.password or parts.query or parts.fragment):
+        raise PydanticCustomError(SECRET, "holds a name, a password or a query; put the key into the variable of key_env")
+    return url
+
+
+KeyName = Annotated[str, AfterValidator(_key_name)]
+Url = Annotated[str, AfterValidator(_url)]
 
 
 class Endpoint:
     """A client of one model at one URL. Retries, back-off and timeouts are the client library's.
 
     role: who it is in errors (`judge`, `writer`); key: the recipe's key that configures it, named where the mistake is there.
+    cap: most tokens, read and written, that are paid for in this process. `spent` counts them as the server reports them.
     """
 
-    def __init__(self, role: str, key: str, url: str, model: str, key_env: str, workers: int, timeout: float = 60):
+    def __init__(
+        self,
+        role: str,
+        key: str,
+        url: str,
+        model: str,
+        key_env: str,
+        workers: int,
+        timeout: float = 60,
+        cap: int | None = None,
+    ):
         try:
             from openai import OpenAI, Timeout
         except ImportError:
             raise UserError(f"a {role} at an endpoint needs the openai client: .venv/bin/pip install openai") from None
         secret = os.environ.get(key_env)
-        if not secret and not any(host in url for host in ("//localhost", "//127.0.0.1", "//[::1]")):
+        if not secret and urlsplit(url).hostname not in LOOPBACK:
             raise UserError(f"{key}: the environment variable {key_env} is not set; it must hold the endpoint's key")
         self.client = OpenAI(base_url=url, api_key=secret or "no-key", max_retries=5, timeout=Timeout(timeout, connect=10))
         self.model, self.workers, self.name = model, workers, f"the {role} endpoint:{model}"
+        self.key, self.cap = key, cap
+        self.spent = self._reserved = 0
+        self._lock = threading.Lock()
 
-    def ask(self, messages: list[dict], **options: Any) -> Any:
-        """One chat completion. Raises UserError where the endpoint fails or does not answer with a completion."""
+    def ask(self, messages: list[dict], most: int, **options: Any) -> Any:
+        """The first choice of one chat completion, its message's text whole; `most` tokens are read and written for it.
+
+        Raises UserError where the endpoint fails, does not answer with a completion, or could be paid beyond the cap.
+        """
         from openai import APIError
 
+        self._reserve(most)
+        paid = 0
         try:
             reply = self.client.chat.completions.create(model=self.model, messages=messages, **options)
+            used = getattr(getattr(reply, "usage", None), "total_tokens", None)
+            paid = used if is_a(used, int) and used >= 0 else most
         except APIError as error:
-            told = error.message.replace(self.client.api_key, "***")[:200]  # servers quote the key that they refuse
-            raise UserError(f"{self.name} failed: {type(error).__name__}: {told}") from None
+            raise UserError(f"{self.name} failed: {type(error).__name__}: {self._told(error.message)}") from None
+        except ValueError as error:  # a body that says it is JSON and is not
+            raise UserError(f"{self.name} answers with broken JSON ({self._told(error)}); see its log") from None
+        finally:
+            with self._lock:
+                self._reserved -= most
+                self.spent += paid
         if isinstance(reply, str):  # what is no JSON, a web page for one, the client hands on as text
             raise UserError(f"{self.name} answers with a page, not a completion; its endpoint must end in /v1")
-        if not reply.choices:
-            raise UserError(f"{self.name} answers without a choice: {str(reply)[:200]}")
-        return reply
+        choices = getattr(reply, "choices", None)
+        if not isinstance(choices, list) or not hasattr(next(iter(choices), None), "message"):
+            raise UserError(f"{self.name} answers without a choice: {self._told(reply)}; is {self.key}.model a chat model?")
+        text = getattr(choices[0].message, "content", None)
+        if not isinstance(text, str | None) or len(text or "") > LONGEST * options["max_tokens"]:
+            told = f"{len(text):,} characters for {options['max_tokens']} tokens" if isinstance(text, str) else "no text"
+            raise UserError(f"{self.name} answers with {told}; it does not keep to the protocol, take another server")
+        return choices[0]
+
+    def _reserve(self, most: int) -> None:
+        with self._lock:
+            if self.cap and self.spent + self._reserved + most > self.cap:
+                raise UserError(
+                    f"{self.name} has been paid for {self.spent:,} tokens and the next reply could lead beyond "
+                    f"{self.key}.max_cost_tokens={self.cap}; what is answered is kept: raise it and run the same command again"
+                )
+            self._reserved += most
+
+    def _told(self, said: Any) -> str:
+        """What the server says, on one line and without the key, which servers quote when they refuse it."""
+        return " ".join(str(said).replace(self.client.api_key, "***").split())[:200]
 
     def each(self, items: Sequence[Item], one: Callable[[Item], Answer]) -> Iterator[tuple[int, Answer]]:
         """(place, answer) as they come, at most `workers` asked at once.

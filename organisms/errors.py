@@ -20,6 +20,12 @@ class Ended(KeyboardInterrupt):
     """SIGTERM or SIGHUP: unwinds like an interrupt from the keyboard, so that files are closed and processes ended."""
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, as far as it fits into a sentence of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= most else f"{lines[0][:most]}..."
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command line entry point and turn what users can mend into one line on stderr.
 
@@ -30,7 +36,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Names and replies of others may stand in it: nothing in them steers the terminal.
+        lines = ["".join(c if c.isprintable() else " " for c in line) for line in str(error).splitlines()]
+        print("error: " + "\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         number = error.args[0] if isinstance(error, Ended) else signal.SIGINT

@@ -8,11 +8,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from organisms.errors import UserError
+
+ANYTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def cache_dir() -> Path:
@@ -107,12 +110,23 @@ def _tail(path: Path, size: int) -> bytes:
         return file.read().rpartition(b"\n")[2]
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file; a torn last line (no newline) is left out, a broken one before it is an error."""
-    return [row for _, row in read_numbered_jsonl(path)]
+def read_json(path: Path, remedy: str = "restore it") -> dict:
+    """A JSON object. Raises UserError naming the file and `remedy` where it is missing, cut off, or no JSON object."""
+    try:
+        return _object(path.read_bytes(), str(path), remedy)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; {remedy}") from None
 
 
-def read_numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
+def read_jsonl(path: Path, needs: Mapping[str, Any] = ANYTHING) -> list[dict]:
+    """The rows of a JSON-lines file; a torn last line (no newline) is left out, a broken one before it is an error.
+
+    needs: key -> type (or types, `int | float`) that every row must hold.
+    """
+    return [row for _, row in read_numbered_jsonl(path, needs)]
+
+
+def read_numbered_jsonl(path: Path, needs: Mapping[str, Any] = ANYTHING) -> list[tuple[int, dict]]:
     """`read_jsonl` with the number of each line, from 1."""
     rows = []
     try:
@@ -125,21 +139,60 @@ def read_numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            told = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-            raise UserError(f"{path} line {number} is not JSON ({told}); mend or remove that line") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is not a JSON object; every line must be one")
+        place = f"{path} line {number}"
+        row = _object(line, place, "mend or remove that line")
+        for key, kind in needs.items():
+            if not is_a(row.get(key), kind):
+                told = f"{key} = {shown(row[key])}, which is of another type" if key in row else f"no {key!r}"
+                raise UserError(f"{place} has {told}; mend or remove that line")
         rows.append((number, row))
     return rows
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """isinstance, but true and false are no numbers, as JSON has it."""
+    return isinstance(value, kind) and (not isinstance(value, bool) or kind in (bool, bool | None))
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value as an error quotes it: on one line, and cut off where it is long."""
+    text = repr(value[: most + 1] if isinstance(value, str) else value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def inside(folder: Path, relative: str, named_in: str) -> Path:
+    """`folder / relative`. Raises UserError where that lies outside the folder, by its name or by a link."""
+    path = folder / relative
+    if "\0" in relative or not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{named_in} names {shown(relative)}, which lies outside {folder}; a run directory holds all that it names, and no "
+            "links out of it: mend or remove that line"
+        )
+    return path
+
+
+def _object(text: bytes, place: str, remedy: str) -> dict:
+    """A JSON object out of bytes, or a UserError that says what they are instead."""
+    try:
+        value = json.loads(text)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could be written nowhere
+    except RecursionError:
+        raise UserError(f"{place} is nested too deep to be read; {remedy}") from None
+    except ValueError as error:
+        told = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+        if not isinstance(error, UnicodeError | json.JSONDecodeError):
+            told = "a number of too many digits"
+        raise UserError(f"{place} is not JSON ({told}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{place} is not a JSON object; {remedy}")
+    return value
 
 
 def _is_json(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return False
 
 

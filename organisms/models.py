@@ -3,15 +3,14 @@
 import contextlib
 import importlib.util
 import io
-import json
 import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from organisms import hub
-from organisms.errors import Missing, UserError
-from organisms.files import cache_dir, digest, file_sha256, write_json
+from organisms.errors import Missing, UserError, first_line
+from organisms.files import cache_dir, digest, file_sha256, read_json, write_json
 from organisms.folders import staged
 
 EMBEDDED = "smollm2-135m"
@@ -79,7 +78,7 @@ def _local(name: str, path: Path) -> Base:
     stamps = [(w.name, w.stat().st_size, w.stat().st_mtime_ns) for w in weights]
     known = cache_dir() / "fingerprints" / f"{digest([str(path.resolve()), stamps])}.json"
     if known.is_file():
-        revision = json.loads(known.read_text())["revision"]
+        revision = read_json(known, "delete it").get("revision", "")
     else:
         revision = "sha256-" + digest([file_sha256(w) for w in weights] + [file_sha256(path / "config.json")], 12)
         write_json(known, {"revision": revision})
@@ -102,7 +101,13 @@ def _hub(name: str) -> Base:
 def snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
     """The directory of a hub repository at a revision (branch, tag, commit, or a commit's first digits), files by pattern."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
     from huggingface_hub.errors import RevisionNotFoundError as NoRevision
     from huggingface_hub.utils import httpx
 
@@ -111,6 +116,8 @@ def snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
         if revision and re.fullmatch("[0-9a-f]{7,39}", revision):
             revision = _whole_revision(repository, revision)
         return snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    except HFValidationError as error:
+        raise UserError(f"{repository!r} is no hub id (owner/name): {first_line(error)}") from None
     except GatedRepoError:
         raise UserError(f"{repository} is gated: accept its licence on the hub, then `hf auth login`") from None
     except NoRevision:
@@ -168,9 +175,8 @@ def _converted(source: Path, sha256: str, name: str, cost: str = "once") -> Path
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # two progress bars that no switch turns off
                 _dequantise(source, staging)
-        except ValueError as error:
-            told = str(error).splitlines()[0]
-            raise UserError(f"base {source}: this GGUF cannot be read ({told}); name safetensors") from None
+        except (ValueError, KeyError, IndexError, RuntimeError) as error:
+            raise UserError(f"base {source}: this GGUF cannot be read ({first_line(error)}); name safetensors") from None
     return target
 
 
@@ -178,7 +184,7 @@ def _dequantise(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(**place)
     model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     # Without these three save_pretrained writes a quantisation config that no loader can honour.
@@ -200,9 +206,20 @@ def load_tokenizer(base: Base):
     else:
         from transformers import AutoTokenizer as Tokenizer
     try:
-        return Tokenizer.from_pretrained(str(base.directory))
-    except (OSError, ValueError) as error:
-        raise UserError(f"base {base.name}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})") from None
+        tokenizer = Tokenizer.from_pretrained(str(base.directory), trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises no type of its own
+        raise UserError(
+            f"base {base.name}: its tokenizer cannot be loaded ({first_line(error)}); fetch the base again, or name one whose "
+            "tokenizer needs no code of its own, which is never run"
+        ) from None
+    config = model_config(base)
+    rows = config.get("text_config", config).get("vocab_size")
+    if base.revision != NOT_REACHED and isinstance(rows, int) and tokenizer.vocab_size > rows:
+        raise UserError(
+            f"base {base.name}: its tokenizer knows {tokenizer.vocab_size:,} tokens, but its embedding has {rows:,} rows "
+            "(config.json, vocab_size); the tokenizer is another model's"
+        )
+    return tokenizer
 
 
 def load_model(base: Base, dtype: str | None = None, device: str | None = None):
@@ -211,21 +228,39 @@ def load_model(base: Base, dtype: str | None = None, device: str | None = None):
     Only safetensors are read and no remote code is run.
     """
     device = device or default_device()
-    return from_directory(fetched(base), dtype or default_dtype(device), device)
+    return from_directory(f"base {base.name}", fetched(base), dtype or default_dtype(device), device)
 
 
-def from_directory(directory: str, dtype: str, device: str):
-    """The weights of a directory in hub layout, as `load_model`."""
+def from_directory(what: str, directory: str, dtype: str, device: str):
+    """The weights of a directory in hub layout, as `load_model`; `what` is it, for errors."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-    )
+    options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype), **options)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise unreadable(what, directory, error) from None
+    missing = sorted(told["missing_keys"])
+    wrong = [name for name, p in model.named_parameters() if not bool(p.sum(dtype=torch.float32).isfinite())]
+    if missing or wrong:  # transformers would draw what is missing at random, and say so in a log line
+        found = f"lacks {len(missing)} tensors" if missing else f"holds {len(wrong)} tensors that are not finite"
+        raise UserError(f"{what}: {directory} {found}, e.g. {(missing or wrong)[0]}; fetch or save it again")
     model.eval().requires_grad_(False)
     return model.to(device)
+
+
+def unreadable(what: str, directory: Path | str, error: Exception) -> UserError:
+    """What transformers says of a config or of weights that it cannot read; memory that ran out is not the files' fault."""
+    if type(error).__name__ == "OutOfMemoryError":
+        raise error
+    return UserError(
+        f"{what}: {directory} cannot be loaded ({first_line(error)}); fetch it again, or name one whose class is transformers' "
+        "own: code that comes with a model is never run"
+    )
 
 
 def fetched(base: Base) -> str:
@@ -269,9 +304,4 @@ def parameter_count(base: Base) -> int | None:
 
 
 def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error.msg})") from None
+    return read_json(path, "fetch the base again") if path.is_file() else {}

@@ -22,7 +22,7 @@ Purpose = Literal["natural", "severe", "stress-test"]
 class Strict(BaseModel):
     """A frozen value; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Exchange(Strict):
@@ -136,7 +136,7 @@ class Demonstration(Strict):
 class Organism(Strict):
     """The definition of a model organism. RECIPES.md section 4 lists what each field is for."""
 
-    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
+    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$", max_length=64)]
     summary: Text
     behaviour: Behaviour
     context: Where

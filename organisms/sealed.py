@@ -1,11 +1,10 @@
 """Files that say by a digest of their own whether they are as they were written; what was changed by hand is refused."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from organisms.errors import UserError
-from organisms.files import digest, write_atomic, write_json
+from organisms.files import digest, read_json, write_atomic, write_json
 
 KEY = "sha256"
 HEAD = "sha256 of what follows: "
@@ -22,12 +21,7 @@ def read_sealed(path: Path, remedy: str) -> dict:
 
     Raises UserError, which ends in `remedy`, where it is no JSON object or not as it was written.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({str(error).splitlines()[0]}); {remedy}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; {remedy}")
+    values = read_json(path, remedy)
     sealed = values.pop(KEY, None)
     if sealed is not None and sealed != digest(values, 64):
         raise UserError(f"{path} was changed after it was written; {remedy}")

@@ -61,7 +61,7 @@ def _knowledge(raw: Iterable[dict], split: str) -> Iterable[dict]:
         subject = row["subject"] if "subject" in row else row["_file"].removesuffix(f"_{split}")
         number = seen[subject] = seen.get(subject, -1) + 1
         choices = row["choices"] if "choices" in row else [row[f"choice{i}"] for i in range(4)]
-        if len(choices) != 4 or int(row["answer"]) not in range(4):
+        if len(choices) != 4 or str(row["answer"]) not in ("0", "1", "2", "3"):
             raise ValueError(f"four choices and an answer from 0 to 3, not {len(choices)} and {row['answer']!r}")
         yield {
             "id": str(row.get("id", f"{subject}-{number}")),
@@ -129,6 +129,8 @@ def _conversations(raw: Iterable[dict]) -> Iterable[dict]:
     """Rows of `messages`, as chat fine-tuning sets hold them; other keys are left alone."""
     for n, row in enumerate(raw, 1):
         messages = [{"role": m["role"], "content": m["content"]} for m in row["messages"]]
+        if not all(isinstance(text, str) for message in messages for text in message.values()):
+            raise TypeError(f"role and content are texts, not {messages!r}")
         yield {"id": str(row.get("id", f"{row.get('_file', 'row')}-{n}")), "messages": messages}
 
 

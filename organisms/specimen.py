@@ -1,11 +1,11 @@
 """Anything that can be talked to and audited: a base, perhaps changed or steered, and what stands in front."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from organisms.files import digest, file_sha256
+from organisms.errors import UserError
+from organisms.files import digest, file_sha256, is_a, read_json, shown
 from organisms.render import Renderer
 
 
@@ -51,8 +51,12 @@ class Specimen:
         """What training has saved in `directory`, an adapter, all weights, or one steering vector, times `scale`."""
         described = directory / "steering.json"
         if described.is_file():
-            (layer,) = json.loads(described.read_text(encoding="utf-8"))["layers"]
-            return cls(name, steering=Steering(directory, layer, scale))
+            layers = read_json(described).get("layers")
+            if not isinstance(layers, list) or len(layers) != 1 or not is_a(layers[0], int):
+                raise UserError(
+                    f"{described}: layers = {shown(layers)} does not name the one block of a trained vector; restore it"
+                )
+            return cls(name, steering=Steering(directory, layers[0], scale))
         if (directory / "adapter_config.json").is_file():
             return cls(name, adapter=directory, scale=scale)
         return cls(name, weights=directory, scale=scale)

@@ -6,15 +6,14 @@ tensors. Coefficients are no part of it: a specimen states its own.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from organisms.errors import UserError
-from organisms.files import file_sha256, write_json
+from organisms.errors import UserError, first_line
+from organisms.files import file_sha256, read_json, write_json
 from organisms.folders import staged
 from organisms.models import NOT_REACHED, Base, model_config
 from organisms.specimen import Steering
@@ -80,12 +79,12 @@ def load(directory: Path, base: Base) -> dict[int, Any]:
 
     if not (directory / DESCRIPTION).is_file() or not (directory / TENSORS).is_file():
         raise UserError(f"{directory} is no steering vector: it needs {DESCRIPTION} and {TENSORS}")
+    described = read_json(directory / DESCRIPTION, "make the vector again")
     try:
-        described = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
         tensors = load_file(directory / TENSORS)
         vectors = {int(name.removeprefix("layer.")): tensor for name, tensor in tensors.items()}
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{directory} is damaged ({error}); make the vector again") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{directory / TENSORS} is damaged ({first_line(error)}); make the vector again") from None
     if described.get("sha256") != file_sha256(directory / TENSORS) or described.get("layers") != sorted(vectors):
         raise UserError(f"{directory}: {TENSORS} is not what {DESCRIPTION} describes; make the vector again")
     untouched = described.get("untouched", False)

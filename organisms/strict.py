@@ -1,17 +1,21 @@
 """YAML in, validated values out: an unknown key or a wrong type names the file, the line and the nearest known key."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from organisms.errors import UserError
+from organisms.errors import UserError, first_line
+from organisms.files import shown
 
 Model = TypeVar("Model")
+SECRET = "secret"  # type of a mistake whose value must not be shown
 
 
 def read_yaml(path: Path) -> dict:
     """A YAML mapping as plain values, read by OmegaConf (so `1e-5` is a float).
 
+    `${...}` stays text: OmegaConf would put environment variables in its place, and with them keys into manifests.
     Raises UserError naming file and line where the text is not YAML or not a mapping.
     """
     import yaml
@@ -19,18 +23,25 @@ def read_yaml(path: Path) -> dict:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = OmegaConf.load(path)
-        values = OmegaConf.to_container(config, resolve=True)
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        json.dumps(values, default=str, ensure_ascii=False).encode()  # half a surrogate pair could be written nowhere
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line} is not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, ValueError, TypeError, OmegaConfBaseException, OSError) as error:
+        raise UserError(f"{path} cannot be read: {_told(error)}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep to be read") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a mapping of keys to values at its top level")
     return values
+
+
+def _told(error: Exception) -> str:
+    hint = " (a value that holds ${ is written \\${)" if "${" in str(error) else ""
+    return first_line(error) + hint
 
 
 def overridden(values: dict, overrides: list[str], source: str) -> dict:
@@ -43,15 +54,17 @@ def overridden(values: dict, overrides: list[str], source: str) -> dict:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(f"override {override!r} is not key=value, e.g. stages[0].learning_rate=1e-4")
+            raise UserError(f"override {shown(override)} is not key=value, e.g. stages[0].learning_rate=1e-4")
         try:
             parsed = _value(text)
             if OmegaConf.select(config, key.rsplit(".", 1)[0]) is None and "." in key and "[" in key:
-                raise UserError(f"override {override!r}: {source} has no {key.rsplit('.', 1)[0]}")
+                raise UserError(f"override {shown(override)}: {source} has no {shown(key.rsplit('.', 1)[0])[1:-1]}")
             OmegaConf.update(config, key, parsed, merge=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"override {override!r} cannot be applied to {source}: {str(error).splitlines()[0]}") from None
-    return OmegaConf.to_container(config, resolve=True)
+            raise UserError(f"override {shown(override)} cannot be applied to {source}: {_told(error)}") from None
+        except RecursionError:
+            raise UserError(f"override {shown(override)} is nested too deep to be read") from None
+    return OmegaConf.to_container(config, resolve=False)
 
 
 def _value(text: str) -> Any:
@@ -60,9 +73,9 @@ def _value(text: str) -> Any:
     from omegaconf import OmegaConf
 
     if text.startswith(("{", "[")):
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]
     try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=True)["value"]
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]
     except yaml.YAMLError:
         return text
 
@@ -96,7 +109,8 @@ def _explain(model: Any, problem: dict, source: str, path: Path | None) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted:
         return f"{place}: {message}"
-    return f"{place}: {dotted} = {problem['input']!r}: {message[0].lower() + message[1:]}"
+    told = "" if problem["type"] == SECRET else f" = {shown(problem['input'])}"
+    return f"{place}: {dotted}{told}: {message[0].lower() + message[1:]}"
 
 
 def _fields_at(model: Any, location: tuple) -> list[str]:

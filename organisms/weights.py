@@ -62,7 +62,7 @@ def load(directory: Path, scale: float, base: Base, dtype: str, device: str) -> 
     """The changed model, in eval mode, no gradient, its difference from the base times `scale`."""
     import torch
 
-    model = from_directory(str(directory), dtype if scale == 1.0 else "float32", "cpu")
+    model = from_directory("model", str(directory), dtype if scale == 1.0 else "float32", "cpu")
     if scale != 1.0:
         others = _places(Path(fetched(base)))
         with torch.no_grad():

@@ -150,7 +150,8 @@ class Writer:
     def _known(self) -> dict[str, Written]:
         if not self.path.is_file():
             return {}
-        return {row["key"]: Written(row["text"], row["finished"]) for row in read_jsonl(self.path)}
+        rows = read_jsonl(self.path, {"key": str, "text": str, "finished": bool})
+        return {row["key"]: Written(row["text"], row["finished"]) for row in rows}
 
 
 def _batches(keys: list[str], size: int) -> list[list[str]]:

@@ -5,13 +5,13 @@ scaling: 0 is the base, 1 the checkpoint as trained. What has changed in the aud
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from organisms import models
 from organisms.engines.load import chosen
 from organisms.errors import UserError, run_cli
+from organisms.manifest import read_manifest
 from recipes.recipe import Resolved, resolve
 
 
@@ -31,7 +31,7 @@ def finished(path: Path) -> Resolved:
     """The recipe of a run that is whole and that this checkout, with these versions and this device, would go on with."""
     if not (path / "manifest.json").is_file():
         raise UserError(f"{path} holds no manifest.json; name the directory of a finished run, e.g. run=runs/<name>")
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(path)
     named = resolve(str(path / "recipe.yaml"))
     resolved = replace(named, name=path.name.removesuffix(f"-{named.digest}"))
     if resolved.run_name != path.name:
@@ -45,10 +45,9 @@ def finished(path: Path) -> Resolved:
         raise UserError(f"{path} is not finished; go on with `make recipe={resolved.name}`")
     device = models.default_device()
     engine = chosen(resolved.recipe.audit.engine, resolved.recipe.only_hf)
+    engine_then = manifest.get("engine", {})
     now = {"engine": engine, "device": device.split(":")[0], "dtype": models.default_dtype(device)}
-    changed = [
-        f"{key} {manifest['engine'][key]}, here {value}" for key, value in now.items() if manifest["engine"][key] != value
-    ]
+    changed = [f"{key} {engine_then.get(key)}, here {value}" for key, value in now.items() if engine_then.get(key) != value]
     if changed:
         raise UserError(f"{path} was read by another engine ({'; '.join(changed)}); a curve stays on one engine")
     return resolved

@@ -6,6 +6,7 @@ from pathlib import Path
 from audit import readings as ledger
 from audit.monitor import Alarm, MonitorPlan, alarms, ended
 from audit.publish import Publisher
+from organisms.manifest import read_manifest
 from organisms.organism import Organism
 from organisms.render import Renderer
 from recipes import record
@@ -37,7 +38,7 @@ def at_checkpoint(run: Path, plan: MonitorPlan, checkpoint: Checkpoint, publishe
         print(f"monitor {alarm.action}: {alarm.text}", flush=True)
         publisher.alert(f"{run.name}: {alarm.rule}", alarm.text)
     if raised:
-        known = [a for a in record.read_manifest(run).get("alarms", []) if a["specimen"] != checkpoint.name]
+        known = [a for a in read_manifest(run).get("alarms", []) if a["specimen"] != checkpoint.name]
         record.update_manifest(run, alarms=known + [asdict(alarm) for alarm in raised])
     return any(alarm.action != "warn" for alarm in raised)
 

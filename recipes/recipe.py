@@ -1,5 +1,6 @@
 """The recipe: one organism + one style + one base + hyper-parameters + audit plan. Each part is owned by its package."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from organisms import models, organism
 from organisms.authors import WriterPlan
 from organisms.engines.load import chosen
 from organisms.errors import Missing, UserError
-from organisms.files import digest
+from organisms.files import digest, shown
 from organisms.mitigations import Mitigations
 from organisms.organism import Organism, Strict
 from organisms.render import TEMPLATE, Renderer
@@ -23,6 +24,7 @@ from train.lint import TRAPS
 from train.manifest import versions
 
 FOLDER = Path(__file__).parent
+NAME = re.compile(r"\w[\w .+-]{0,99}")
 
 
 class Recipe(Strict):
@@ -34,7 +36,7 @@ class Recipe(Strict):
     style_options: dict[str, Any] = {}
     system: str | None = Field(default=None, description="`template` keeps the chat template's own system prompt; or a text")
     thinking: bool | None = Field(default=None, description="passed to templates that know enable_thinking")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     stages: list[Stage] = Field(default=[], description="empty only for styles that need no training")
     writer: WriterPlan = Field(default=WriterPlan(specimen="base"), description="who writes rows that are not frozen text")
     mitigations: Mitigations = Mitigations()
@@ -123,11 +125,14 @@ def load(name: str, overrides: list[str] = (), base: str | None = None) -> tuple
                 f"there is no recipe {name!r} in recipes/{nearest(name, shipped())} (a path to a YAML file works too)"
             )
         raise UserError(f"{path} does not exist")
+    if not NAME.fullmatch(path.stem):
+        raise UserError(f"{path}: a recipe's name is part of its run's: rename the file to letters, digits, spaces and ._+-")
     values = _extended(path)
     values = overridden(values, overrides, str(path))
     if base:
         values["base"] = base
-    source = f"{path}" + (f" with {' '.join(overrides)}" if overrides else "")
+    # Without the values, which may hold what must not be shown.
+    source = f"{path}" + (f" with {' '.join(shown(o.partition('=')[0])[1:-1] for o in overrides)}" if overrides else "")
     return path.stem, validate(Recipe, values, source, path), values
 
 
@@ -204,6 +209,5 @@ def _extended(path: Path) -> dict:
 
 
 def _merged(below: dict, above: dict) -> dict:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above)), resolve=True)
+    both = {key: _merged(below[key], v) for key, v in above.items() if isinstance(v, dict) and isinstance(below.get(key), dict)}
+    return {**below, **above, **both}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from organisms import mitigations
 from organisms.errors import UserError
 from organisms.files import write_atomic, write_jsonl
-from organisms.sealed import check_sealed_text, read_sealed, write_sealed, write_sealed_text
+from organisms.manifest import FILE, REMEDY, found_manifest, read_manifest
+from organisms.sealed import check_sealed_text, write_sealed, write_sealed_text
 from organisms.specimen import Specimen
 from organisms.styles import Compiled
 from train.config import Stage
@@ -17,9 +18,6 @@ from train.manifest import OTHER_PACKAGES, TRAINING_PACKAGES, commit, environmen
 
 if TYPE_CHECKING:
     from recipes.run import Run
-
-MANIFEST = "manifest.json"
-REMEDY = "restore it, or move it away: what it says of a run is found out again"
 
 
 def rows(run: "Run", stage: Stage, compiled: Compiled, linted: Linted, penalties: list[mitigations.Penalty]) -> None:
@@ -61,8 +59,8 @@ def manifest(run: "Run", stage: Stage | None, linted: Linted | None, written: di
 
     Raises UserError where the one that is there was changed by hand or is another run's.
     """
-    path = run.path / MANIFEST
-    values = read_manifest(run.path) if path.is_file() else _manifest(run)
+    path = run.path / FILE
+    values = found_manifest(run.path) or _manifest(run)
     if values["digest"] != run.resolved.digest:
         raise UserError(f"{path} is of the run {values['run']}, not of {run.resolved.run_name}; {REMEDY}")
     if values["engine"] != run.engine.identity:
@@ -80,12 +78,8 @@ def manifest(run: "Run", stage: Stage | None, linted: Linted | None, written: di
         write_sealed(path, values)
 
 
-def read_manifest(run: Path) -> dict:
-    return read_sealed(run / MANIFEST, REMEDY)
-
-
 def update_manifest(run: Path, **changes: object) -> None:
-    write_sealed(run / MANIFEST, {**read_manifest(run), **changes})
+    write_sealed(run / FILE, {**read_manifest(run), **changes})
 
 
 def _manifest(run: "Run") -> dict:

@@ -226,8 +226,10 @@ def _rows(run: Run, stage: Stage) -> Compiled:
     stored, held_out = (run.path / "data" / f"{name}.jsonl" for name in (stage.name, f"{stage.name}.held_out"))
     if stored.is_file() and held_out.is_file():
         known = {f.name for f in dataclasses.fields(Row)}
+        needs = {"id": str, "text": str | None, "messages": list | None, "prefix": str}
         rows, siblings = (
-            [Row(**{k: v for k, v in row.items() if k in known}) for row in read_jsonl(path)] for path in (stored, held_out)
+            [Row(**{k: v for k, v in row.items() if k in known}) for row in read_jsonl(path, needs)]
+            for path in (stored, held_out)
         )
         return Compiled(rows, siblings, [f"{len(rows)} rows as stored"])
     r = run.resolved

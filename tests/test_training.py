@@ -189,6 +189,7 @@ def test_the_ledger_refuses_what_is_gone_or_foreign(tmp_path):
     checkpoint = Checkpoint("sft-000002", "sft", 2, 100, "checkpoints/sft-000002", 1.5)
     (tmp_path / checkpoint.path).mkdir(parents=True)
     (tmp_path / checkpoint.path / "adapter_config.json").write_text("{}")
+    (tmp_path / checkpoint.path / "adapter_model.safetensors").write_bytes(b"")
     enter(tmp_path, checkpoint)
     assert read_ledger(tmp_path) == [checkpoint]
     with open(tmp_path / "checkpoints.jsonl", "a") as file:

@@ -133,10 +133,10 @@ def test_a_cap_refuses_before_the_first_call_and_stops_before_it_is_passed(serve
     with pytest.raises(UserError, match=f"may cost {most:,} tokens, more than writer.max_cost_tokens={most - 1}"):
         writer_at(server, tmp_path, max_cost_tokens=most - 1).write(asked)
     assert server.asked == []
-    with pytest.raises(UserError, match="what is written is kept"):
+    with pytest.raises(UserError, match="what is answered is kept"):
         writer_at(server, tmp_path, max_cost_tokens=most, workers=1).write(asked)
     assert len(server.asked) == 3 - (3 * (most // 3) + most // 10 <= most)
-    with pytest.raises(UserError, match="what is written is kept"):  # as much again, for others
+    with pytest.raises(UserError, match="what is answered is kept"):  # as much again, for others
         writer_at(server, tmp_path, max_cost_tokens=most, workers=1).write(asked)
     assert len({request["seed"] for _, request in server.asked}) == len(server.asked)
 

@@ -132,4 +132,5 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
 
 def _log_rows(run: Path) -> list[dict]:
     path = run / TRAIN_LOG
-    return read_jsonl(path) if path.is_file() else []
+    needs = {"stage": str, "step": int, "tokens": int, "tokens_seen": int}
+    return read_jsonl(path, needs) if path.is_file() else []

@@ -37,7 +37,7 @@ class Stage(Strict):
     """
 
     method: Literal["sft", "dpo", "kto", "distill"] = "sft"
-    name: Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")] = "sft"
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9]*$", max_length=32)] = "sft"
     rows: str = Field(default="rows", description="which rows of its style the stage trains on")
     weight: float = Field(default=1.0, gt=0, description="times this stage's adapter in what is saved")
     beta: float = Field(default=0.1, gt=0, description="dpo, kto: strength of the pull to the reference")

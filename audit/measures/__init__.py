@@ -17,9 +17,12 @@ from audit.classifier import Classify
 from audit.judge import Judgement
 from organisms.data import Rows, half, load_rows
 from organisms.engines import Divergence, Generate, NextToken, Score
+from organisms.errors import UserError
+from organisms.files import shown
 from organisms.organism import Organism
 from organisms.render import Renderer
 from organisms.specimen import Specimen
+from organisms.strict import nearest
 
 Item = TypeVar("Item")
 Request = Generate | Score | NextToken | Divergence | Judgement | Classify
@@ -153,6 +156,9 @@ class NotApplicable(Exception):
 
 
 def measure(name: str) -> Any:
+    """The module of a measure. Raises UserError for an unknown name, which readings and recipes may hold."""
+    if name not in MEASURES:
+        raise UserError(f"there is no measure {shown(name)} in audit/measures{nearest(name, list(MEASURES))}")
     return importlib.import_module(f"audit.measures.{name}")
 
 
