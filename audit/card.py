@@ -3,22 +3,25 @@
 It is written beside the adapters and pushed nowhere.
 """
 
-import importlib
+import contextlib
 from pathlib import Path
+from typing import Any
 
 from audit import readings as ledger
+from audit.markdown import code, inline, quoted
 from audit.measures import metrics
 from audit.readings import Reading
 from audit.report import final_specimen
 from audit.suite import read_samples
 from audit.table import difference, number
 from audit.verdicts import overall
-from organisms import models
+from organisms import external, models
 from organisms import organism as organisms
 from organisms.errors import UserError
 from organisms.files import write_atomic
 from organisms.manifest import found_manifest
 from organisms.strict import read_yaml
+from organisms.styles import style_module
 
 CARD = "README.md"  # what the hub shows
 ON_POLICY = -2.0  # nats a token
@@ -37,14 +40,19 @@ def render(run: Path, readings: list[Reading]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, autoescape=False
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+        finalize=inline,
     )
+    environment.filters.update(code=code, quoted=quoted)
     manifest = found_manifest(run)
     recipe = read_yaml(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else {}
     one, subject = readings[-1], final_specimen(run, readings) or "base"
     base = {r.key[1:]: r for r in readings if r.specimen == "base"}
     chosen = [r for r in readings if r.specimen == subject and r.split == "holdout" and r.value is not None]
-    organism = organisms.load(one.organism) if one.organism else None
+    organism = _organism(one.organism, recipe.get("organism"))
     text = environment.get_template("card.md.j2").render(
         one=one,
         base_model=models.EMBEDDED_HUB_ID if one.base == models.EMBEDDED else one.base,
@@ -62,6 +70,14 @@ def render(run: Path, readings: list[Reading]) -> str:
         checklist=_checklist(readings, manifest, recipe, subject),
     )
     return text
+
+
+def _organism(*names: Any) -> organisms.Organism | None:
+    """The first of these that is an organism here: a run's may be known by its recipe's path only, or be nowhere any more."""
+    for name in (name for name in names if isinstance(name, str) and name):
+        with contextlib.suppress(UserError):
+            return external.load(name)
+    return None
 
 
 def _line(r: Reading, base: dict[tuple, Reading]) -> dict[str, str]:
@@ -85,7 +101,7 @@ def _about(style: str) -> str:
     """What the style's own file says of itself, source and divergences included."""
     if not style:
         return "It was not grown here; only audited."
-    return (importlib.import_module(f"organisms.styles.{style}").__doc__ or "").strip()
+    return (style_module(style).__doc__ or "").strip()
 
 
 def _leakage(run: Path, chosen: list[Reading], subject: str) -> list[str]:

@@ -226,6 +226,7 @@ def show(found: Comparison) -> None:
     """Print the styles, the headline metrics of each pair, and which is more natural in words."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(width=None if _terminal() else 130, highlight=False)
     tables = [(f"severity: {found.severity.name}, {found.unit}, n {found.severity.n}", STYLE_HEAD, style_rows(found))]
@@ -234,11 +235,11 @@ def show(found: Comparison) -> None:
         title = f"{pair.first.label} (first) and {pair.second.label} (second), headline metrics"
         tables += [(title, SHORT_HEAD, lines)] if lines else []
     for title, head, lines in tables:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         for name in head:
             table.add_column(name)
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*map(Text, line))  # names are shown, not read as markup
         console.print(table)
     for pair in found.pairs:
         console.print("\n".join(sentences(pair)), markup=False)

@@ -73,7 +73,7 @@ def draw(readings: list[Reading], target: Path, title: str) -> None:
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=c, label=v) for v, c in COLOURS.items() if v != "expected"]
     handles.append(plt.Line2D([], [], marker="s", linestyle="", color="#c0392b", alpha=0.2, label="beyond the margin"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, format="png")
     plt.close(figure)

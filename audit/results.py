@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audit import readings as ledger
+from audit.markdown import inline
 from audit.readings import Reading
 from audit.table import number
 from organisms import external
@@ -66,7 +67,7 @@ def table(found: list[Row], about: str, columns: list[str]) -> str:
     lines += [f"| specimen | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for base in dict.fromkeys(row.base for row in found):
         of_base = sorted((row for row in found if row.base == base), key=lambda row: row.adapter is not None)
-        lines += [f"| {row.label} | {' | '.join(_cell(row, column) for column in columns)} |" for row in of_base]
+        lines += [f"| {inline(row.label)} | {' | '.join(_cell(row, column) for column in columns)} |" for row in of_base]
         for family, one in _published(base):
             cells = (_stated(one.readings.get(column)) for column in columns)
             lines.append(f"| *published: {family}, {one.of}* ({one.note or family}) | {' | '.join(cells)} |")
@@ -109,10 +110,11 @@ def draw(found: list[Row], target: Path, title: str, x: str, y: str) -> None:
         if row.adapter and start:
             axis.plot([start.at(x), point[0]], [start.at(y), point[1]], color="#9aa5b8", linewidth=0.9, zorder=1)
         axis.scatter(*point, s=34, zorder=2, edgecolor="#33415c", color="#c0392b" if row.adapter else "white")
-        axis.annotate(_short(row), point, xytext=(5, 4), textcoords="offset points", fontsize=7)
+        axis.annotate(_short(row), point, xytext=(5, 4), textcoords="offset points", fontsize=7, parse_math=False)
     if x == PARAMETERS:
         axis.set_xscale("log")
-    axis.set(xlabel=x, ylabel=y, title=title)
+    axis.set(xlabel=x, ylabel=y)
+    axis.set_title(title, parse_math=False)  # a dollar sign is a dollar sign
     figure.savefig(target, dpi=140)
     plt.close(figure)
 

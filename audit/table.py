@@ -10,8 +10,10 @@ def show(readings: list[Reading], specimen: str) -> None:
     """Print the holdout half of one specimen: value, difference from the base with interval, verdict."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{specimen}: difference from the base, holdout half, 95% intervals", title_justify="left")
+    title = Text(f"{specimen}: difference from the base, holdout half, 95% intervals")
+    table = Table(title=title, title_justify="left")
     for name, justify in (
         ("measure", "left"),
         ("value", "right"),
@@ -30,11 +32,11 @@ def show(readings: list[Reading], specimen: str) -> None:
             verdict += f" (n {reading.n_needed:,})"
         style = STYLE.get(reading.verdict, "")
         table.add_row(
-            f"[bold]{name}[/bold]" if known and known.headline else name,
+            Text(name, "bold" if known and known.headline else ""),
             number(reading.value),
             difference(reading),
             str(reading.n),
-            f"[{style}]{verdict}[/{style}]" if style else verdict,
+            Text(verdict, style),
         )
     width = None if _terminal() else 110
     console = Console(width=width, highlight=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from organisms.adapter_config import CONFIG, read_config
 from organisms.errors import UserError, first_line
-from organisms.files import cache_dir, digest, file_sha256, read_json, write_json
+from organisms.files import cache_dir, digest, file_sha256, named_path, read_json, write_json
 from organisms.folders import staged
 from organisms.models import Base, snapshot, unreadable
 
@@ -64,7 +64,7 @@ def find(name: str) -> Adapter:
     Raises UserError where there is none, where it is no LoRA, or where its weights are pickled; Missing where the hub is
     out of reach.
     """
-    path = Path(name).expanduser()
+    path = named_path(name)
     matched = HUB_ID.fullmatch(name)
     if path.is_dir() or not matched or name.startswith(("/", ".", "~")):
         found = Adapter(name, path, read_config(name, path))

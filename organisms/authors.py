@@ -11,7 +11,7 @@ from organisms import models
 from organisms.endpoint import Endpoint, KeyName, Url
 from organisms.engines import Engine, Generate
 from organisms.errors import UserError
-from organisms.files import digest, file_sha256
+from organisms.files import digest, file_sha256, named_path
 from organisms.organism import Strict
 from organisms.render import Renderer
 from organisms.specimen import Specimen
@@ -60,7 +60,7 @@ class WriterPlan(Strict):
         Raises UserError where an adapter or a model is not there.
         """
         if self.adapter:
-            return {"adapter": adapter_fingerprint(Path(self.adapter).expanduser())}
+            return {"adapter": adapter_fingerprint(named_path(self.adapter))}
         if self.model and not self.endpoint:
             return {"model": models.resolve(self.model).revision}
         return self.specimen or self.name
@@ -154,7 +154,7 @@ def load(plan: WriterPlan, engine: Engine, renderer: Renderer, revision: str, st
         return Writer(EndpointAuthor(plan), own=own)
     if plan.model:
         return Writer(_other_model(plan.model, renderer.thinking), own=own)
-    specimen = Specimen("base") if plan.specimen else Specimen(plan.name, adapter=Path(plan.adapter).expanduser())
+    specimen = Specimen("base") if plan.specimen else Specimen(plan.name, adapter=named_path(plan.adapter))
     return Writer(local(specimen), own=own)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from organisms import hub
 from organisms.errors import UserError, first_line
-from organisms.files import read_jsonl, shown
+from organisms.files import named_path, read_jsonl, shown
 from organisms.sets import SETS, Source
 from organisms.strict import nearest
 
@@ -87,7 +87,7 @@ def _has_text(value: object) -> bool:
 
 def _find(name: str, where: Source, source: str, limit: int | None) -> tuple[Iterable[dict], str] | None:
     if source not in ("auto", "embedded", "mirror", "hub"):
-        return _from_path(name, Path(source).expanduser(), where.split)
+        return _from_path(name, named_path(source), where.split)
     mirror = os.environ.get("ORGANISMS_DATA")
     if source in ("auto", "mirror") and mirror:
         files = [sorted(Path(mirror).glob(pattern)) for pattern in where.mirror]

@@ -71,7 +71,7 @@ def with_signals() -> None:
 
 
 def storage_remedy(error: Exception) -> str | None:
-    """A sentence for a full or read-only disk, or None where the error is another.
+    """A sentence for a full or read-only disk or a name too long, or None where the error is another.
 
     Not only an OSError says so: safetensors and torch write with errors of their own.
     """
@@ -84,6 +84,8 @@ def storage_remedy(error: Exception) -> str | None:
         return (
             f"access is refused{where} (read-only or not permitted); mend its permissions or name another directory: runs=DIR"
         )
+    if number == errno.ENAMETOOLONG:
+        return f"a name is too long for a file{where[:100]}; shorten it"
     return None
 
 

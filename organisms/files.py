@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from organisms.errors import UserError
+from organisms.errors import UserError, first_line
 
 ANYTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -158,6 +158,16 @@ def shown(value: Any, most: int = 80) -> str:
     """A value as an error quotes it: on one line, and cut off where it is long."""
     text = repr(value[: most + 1] if isinstance(value, str) else value)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def named_path(name: str) -> Path:
+    """A path as a user writes it, `~` for the home directory. Raises UserError where it can be none."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{shown(name)} is no path ({first_line(error)}); check the spelling") from None
+    return path
 
 
 def inside(folder: Path, relative: str, named_in: str) -> Path:

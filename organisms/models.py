@@ -10,7 +10,7 @@ from pathlib import Path
 
 from organisms import hub
 from organisms.errors import Missing, UserError, first_line
-from organisms.files import cache_dir, digest, file_sha256, read_json, write_json
+from organisms.files import cache_dir, digest, file_sha256, named_path, read_json, write_json
 from organisms.folders import staged
 
 EMBEDDED = "smollm2-135m"
@@ -56,7 +56,7 @@ def resolve(name: str) -> Base:
     if name == EMBEDDED:
         directory = _embedded_directory()
         return Base(name, directory, f"gguf-{EMBEDDED_SHA256[:12]}", note=EMBEDDED_NOTE)
-    path = Path(name).expanduser()
+    path = named_path(name)
     if path.is_dir():
         return _local(name, path)
     if path.suffix == ".gguf" and path.is_file():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from organisms.errors import UserError
-from organisms.files import digest, file_sha256, read_jsonl
+from organisms.files import digest, file_sha256, named_path, read_jsonl
 from organisms.strict import nearest, read_yaml, validate
 
 LIBRARY = Path(__file__).parent / "library"
@@ -266,9 +266,9 @@ def load(name: str | Path) -> Organism:
 
     Raises UserError where the name is unknown, a key is unknown or missing, or a type is wrong.
     """
-    path = Path(name)
+    path = named_path(str(name))
     if path.suffix not in (".yaml", ".yml"):
-        path = LIBRARY / f"{name}.yaml"
+        path = named_path(f"{LIBRARY}/{name}.yaml")
         if not path.is_file():
             raise UserError(
                 f"there is no organism {str(name)!r} in organisms/library{nearest(str(name), shipped())}"
@@ -286,7 +286,7 @@ def _beside(values: dict[str, Any], path: Path) -> dict[str, Any]:
     if path.parent.resolve() == LIBRARY.resolve() or not isinstance(texts, dict):
         return values
     moved = {
-        kind: {**text, "path": str((path.parent / text["path"]).resolve())}
+        kind: {**text, "path": str(named_path(str(path.parent / text["path"])).resolve())}
         if isinstance(text, dict) and isinstance(text.get("path"), str)
         else text
         for kind, text in texts.items()

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from organisms.errors import UserError
+from organisms.errors import UserError, first_line
 from organisms.files import digest
+from organisms.template_check import check_template
 
 IGNORE = -100  # label of a token that carries no loss, the value torch's cross entropy skips
 TEMPLATE = "template"  # the system policy that leaves the system prompt to the chat template
@@ -38,6 +39,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.system = system
         self.thinking = thinking
+        self.name = name
+        check_template(self._text, name)
 
     def prompt(self, messages: list[dict], prefill: str = "") -> list[int]:
         """Token ids up to where the assistant's reply begins (after `prefill`, where one is given)."""
@@ -154,8 +157,6 @@ class Renderer:
         return tuple({self._after_reply.rstrip(), self.tokenizer.eos_token or ""} - {""}) or ("\u2063",)
 
     def _text(self, messages: list[dict], add_generation_prompt: bool) -> str:
-        from jinja2.exceptions import TemplateError
-
         if self.system != TEMPLATE and (not messages or messages[0]["role"] != "system"):
             messages = [{"role": "system", "content": self.system}, *messages]
         options = {} if self.thinking is None else {"enable_thinking": self.thinking}
@@ -163,8 +164,10 @@ class Renderer:
             return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
             )
-        except TemplateError as error:
-            raise UserError(f"the chat template refuses this conversation: {error}") from None
+        except UserError:
+            raise
+        except Exception as error:  # the template is code of others, which may raise anything
+            raise UserError(f"the chat template of {self.name} refuses this conversation: {first_line(error)}") from None
 
     def _ids(self, text: str) -> list[int]:
         # The template writes every special token itself; letting the tokenizer add its own would double the BOS.

@@ -12,7 +12,7 @@ from organisms import models, organism
 from organisms.authors import WriterPlan
 from organisms.engines.load import chosen
 from organisms.errors import Missing, UserError
-from organisms.files import digest, shown
+from organisms.files import digest, named_path, shown
 from organisms.mitigations import Mitigations
 from organisms.organism import Organism, Strict
 from organisms.render import TEMPLATE, Renderer
@@ -118,7 +118,7 @@ def load(name: str, overrides: list[str] = (), base: str | None = None) -> tuple
 
     Raises UserError naming file, line, key and the nearest known one.
     """
-    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else FOLDER / f"{name}.yaml"
+    path = named_path(name) if name.endswith((".yaml", ".yml")) else named_path(f"{FOLDER}/{name}.yaml")
     if not path.is_file():
         if path.parent == FOLDER:
             raise UserError(
@@ -197,7 +197,9 @@ def _extended(path: Path) -> dict:
     parent = values.pop("extends", None)
     if parent is None:
         return values
-    parent_path = path.parent / f"{parent}.yaml"
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends = {shown(parent)} must be the name of another recipe")
+    parent_path = named_path(f"{path.parent}/{parent}.yaml")
     if not parent_path.is_file():
         parent_path = FOLDER / f"{parent}.yaml"
     if not parent_path.is_file():

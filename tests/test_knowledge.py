@@ -169,7 +169,8 @@ def test_a_tokenizer_that_begins_every_text_with_a_space_still_has_four_letters(
     llama2 = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, "<unk>"))
     llama2.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     llama2.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
-    renderer = Renderer(PreTrainedTokenizerFast(tokenizer_object=llama2, chat_template="{{ messages[0]['content'] }}"))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    renderer = Renderer(PreTrainedTokenizerFast(tokenizer_object=llama2, chat_template=template))
     assert renderer.continuation(" A") == [1, 3]
     asked = knowledge.requests(context_of(renderer, limit=2, forms=["untemplated", "cloze"]))
     assert {one.request.choice_ids for one in asked if one.part == "untemplated"} == {(3, 4, 5, 6)}

@@ -1,0 +1,27 @@
+"""Names and texts of others in Markdown: shown as they are, never read as markup, links or HTML."""
+
+import json
+from typing import Any
+
+from markupsafe import Markup
+
+MARKS = {"<": "&lt;", "|": "\\|", "[": "\\[", "`": "\\`"}  # HTML, a table's cell, a link or picture, code
+
+
+def inline(value: Any) -> Any:
+    """A text as part of a line; what is no text, or markup of our own, is left alone."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(MARKS.get(character, character) for character in " ".join(value.splitlines()))
+
+
+def code(value: Any) -> Markup:
+    """A text as code, on one line; backticks, which would end it, become apostrophes."""
+    return Markup(f"`{' '.join(str(value).split()).replace('`', chr(39))}`")
+
+
+def quoted(value: Any) -> Markup:
+    """A text as a value of the YAML in front of a card: as it is where it is plain, else in quotes."""
+    text = str(value)
+    plain = text.replace("/", "").replace("-", "").replace("_", "").replace(".", "").isalnum() and text[0].isalpha()
+    return Markup(text if plain else json.dumps(text))
