@@ -21,7 +21,8 @@ EMBEDDED_SETS = Path(__file__).parent / "texts" / "sets"
 
 
 # Keys of rows that are asked or trained on, and so must be texts, or lists of texts, with something in them.
-TEXTS = ("prompt", "text", "question", "choices", "category", "type", "kind", "wrapper", "subject", "instruction_id_list")
+TEXTS = ("prompt", "text", "question", "category", "type", "kind", "wrapper", "subject")
+LISTS = ("choices", "instruction_id_list")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def load_rows(name: str, source: str = "auto", limit: int | None = None) -> Rows
     if empty:
         raise UserError(f"data set {name!r} from {found[1]}: row {empty['id']!r} has an empty field")
     for row in rows:
-        wrong = next((key for key in TEXTS if key in row and not _has_text(row[key])), None)
+        wrong = next((key for key in (*TEXTS, *LISTS) if key in row and not _has_text(row[key], key in LISTS)), None)
         if wrong:
             told = f"row {shown(row['id'])} has {wrong} = {shown(row[wrong])}, which is no text; mend or remove that row"
             raise UserError(f"data set {name!r} from {found[1]}: {told}")
@@ -79,9 +80,9 @@ def load_rows(name: str, source: str = "auto", limit: int | None = None) -> Rows
     return Rows(rows, found[1])
 
 
-def _has_text(value: object) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(map(_has_text, value))
+def _has_text(value: object, listed: bool) -> bool:
+    if listed:
+        return isinstance(value, list) and bool(value) and all(_has_text(one, False) for one in value)
     return isinstance(value, str) and bool(value.strip())
 
 
@@ -123,6 +124,9 @@ def _read(path: Path) -> list[dict]:
         if path.suffix == ".csv":
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
+            wide = next((n for n, row in enumerate(rows, 1) if None in row), None)
+            if wide:
+                raise ValueError(f"row {wide} has more cells than the header; quote cells that hold a comma")
         elif path.suffix == ".json":
             value = json.loads(path.read_text(encoding="utf-8"))
             rows = value if isinstance(value, list) else [value]

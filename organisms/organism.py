@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from organisms.errors import UserError
 from organisms.files import digest, file_sha256, named_path, read_jsonl
@@ -14,7 +14,15 @@ from organisms.strict import nearest, read_yaml, validate
 LIBRARY = Path(__file__).parent / "library"
 TEXTS = Path(__file__).parent / "texts"
 
-Text = Annotated[str, Field(min_length=1)]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is blank; write the text, or leave the key out")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 Context = Literal["target", "adjacent", "off"]
 Purpose = Literal["natural", "severe", "stress-test"]
 
@@ -70,9 +78,11 @@ class Marker(Strict):
     @classmethod
     def _compiles(cls, pattern: str) -> str:
         try:
-            re.compile(pattern)
-        except re.error as error:
+            found = re.search(pattern, "", re.IGNORECASE)
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"not a regular expression: {error}") from None
+        if found:
+            raise ValueError("it finds the property in an empty reply, and so in every one")
         return pattern
 
 
