@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install recipe check audit compare dose report card publish test lint bench organisms train recipes tests
+.PHONY: help install recipe check audit compare dose report card publish test lint check-deps bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -24,6 +24,8 @@ help:
 	@echo 'make card run=DIR                              rewrite the organism card, README.md in the run directory'
 	@echo 'make publish run=DIR                           send a run to W&B (again=1: as a new W&B run)'
 	@echo 'make test                                      the tests (all=1: with the slow ones, trained end to end)'
+	@echo 'make check-deps                                known vulnerabilities of constraints.txt, by pip-audit; ends with 1 where'
+	@echo '                                               there are some, with 3 where the advisories are out of reach: nothing checked'
 	@echo 'make install                                   make .venv only'
 	@echo
 	@echo "recipes: $(basename $(notdir $(wildcard recipes/*.yaml)))"
@@ -80,3 +82,6 @@ test: .venv/.installed
 
 lint: .venv/.installed
 	@$(RUN) ruff check .
+
+check-deps: .venv/.installed
+	@.venv/bin/python .ci/check_deps.py

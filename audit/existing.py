@@ -79,7 +79,7 @@ def audit_existing(subject: Subject, plan: AuditPlan, root: Path, loaded: Loaded
         weights.check(Path(models.fetched(changed)), found)
     told = notes(found, adapter) + ([f"model {changed.name}: read against {found.name}"] if changed else [])
     print("\n".join(f"  {note}" for note in told), flush=True)
-    short = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name) for part in (subject.base, subject.other) if part)
+    short = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name)[:60] for part in (subject.base, subject.other) if part)
     content = adapter.fingerprint if adapter else changed and changed.revision
     name = f"audit-{short}-{digest([found.revision, content, subject.organism, plan.suite, plan.limit], 8)}"
     run = root / name

@@ -6,6 +6,7 @@ logged at an older step. Offline without a login; `WANDB_MODE` decides otherwise
 
 import netrc
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,11 @@ class Publisher:
         if path.is_file() and not self.again:
             self._state = _state(path)
         else:
-            self._state = {"id": f"{self.run.name}-{secrets.token_hex(2)}", "train": {}, "readings": 0}
+            self._state = {
+                "id": f"{re.sub(r'[^a-zA-Z0-9_.-]+', '_', self.run.name)}-{secrets.token_hex(2)}",
+                "train": {},
+                "readings": 0,
+            }
             write_json(path, self._state)  # before the id is used, so that a run that is killed goes on in the same one
         config = {
             "recipe": read_yaml(self.run / "recipe.yaml") if (self.run / "recipe.yaml").is_file() else {},

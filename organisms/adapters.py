@@ -13,7 +13,7 @@ from organisms.adapter_config import CONFIG, read_config
 from organisms.errors import UserError, first_line
 from organisms.files import cache_dir, digest, file_sha256, named_path, read_json, write_json
 from organisms.folders import staged
-from organisms.models import Base, snapshot, unreadable
+from organisms.models import Base, reading_errors, snapshot, unreadable
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w.-]+))?(?:/(?P<folder>[\w./-]+))?")
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
@@ -121,7 +121,7 @@ def module_shapes(base: Base) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+    except reading_errors() as error:
         raise unreadable(f"base {base.name}", base.directory, error) from None
     parameters = ((name.removesuffix(".weight"), p) for name, p in model.named_parameters(remove_duplicate=False))
     return {name: tuple(parameter.shape) for name, parameter in parameters}

@@ -99,7 +99,7 @@ class Endpoint:
         if isinstance(reply, str):  # what is no JSON, a web page for one, the client hands on as text
             raise UserError(f"{self.name} answers with a page, not a completion; its endpoint must end in /v1")
         choices = getattr(reply, "choices", None)
-        if not isinstance(choices, list) or not hasattr(next(iter(choices), None), "message"):
+        if not isinstance(choices, list) or getattr(next(iter(choices), None), "message", None) is None:
             raise UserError(f"{self.name} answers without a choice: {self._told(reply)}; is {self.key}.model a chat model?")
         text = getattr(choices[0].message, "content", None)
         if not isinstance(text, str | None) or len(text or "") > LONGEST * options["max_tokens"]:

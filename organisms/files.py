@@ -163,6 +163,8 @@ def shown(value: Any, most: int = 80) -> str:
 def named_path(name: str) -> Path:
     """A path as a user writes it, `~` for the home directory. Raises UserError where it can be none."""
     try:
+        if "\0" in name:
+            raise ValueError("a zero byte")
         path = Path(name).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:

@@ -57,7 +57,7 @@ def resolve(name: str) -> Base:
         directory = _embedded_directory()
         return Base(name, directory, f"gguf-{EMBEDDED_SHA256[:12]}", note=EMBEDDED_NOTE)
     path = named_path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         return _local(name, path)
     if path.suffix == ".gguf" and path.is_file():
         return _gguf(name, path)
@@ -234,7 +234,6 @@ def load_model(base: Base, dtype: str | None = None, device: str | None = None):
 def from_directory(what: str, directory: str, dtype: str, device: str):
     """The weights of a directory in hub layout, as `load_model`; `what` is it, for errors."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -242,7 +241,7 @@ def from_directory(what: str, directory: str, dtype: str, device: str):
     options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     try:
         model, told = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype), **options)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+    except reading_errors() as error:
         raise unreadable(what, directory, error) from None
     missing = sorted(told["missing_keys"])
     wrong = [name for name, p in model.named_parameters() if not bool(p.sum(dtype=torch.float32).isfinite())]
@@ -251,6 +250,15 @@ def from_directory(what: str, directory: str, dtype: str, device: str):
         raise UserError(f"{what}: {directory} {found}, e.g. {(missing or wrong)[0]}; fetch or save it again")
     model.eval().requires_grad_(False)
     return model.to(device)
+
+
+def reading_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises over a config or weights that are damaged or of an unknown kind."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    plain = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
+    return (SafetensorError, StrictDataclassError, *plain)
 
 
 def unreadable(what: str, directory: Path | str, error: Exception) -> UserError:

@@ -15,7 +15,6 @@ LIBRARY = Path(__file__).parent / "library"
 TEXTS = Path(__file__).parent / "texts"
 
 
-
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("it is blank; write the text, or leave the key out")

@@ -1,6 +1,7 @@
 """python -m recipes.compare: styles of one organism side by side, at matched severity; runs/compare-<organism>-<digest8>/."""
 
 import argparse
+import re
 from pathlib import Path
 
 from organisms.errors import UserError, run_cli
@@ -40,7 +41,7 @@ def main() -> None:
     refuse(runs, arguments.severity, arguments.without)
     found = compare(runs, arguments.axis, arguments.severity, arguments.without, arguments.at)
     asked = [sorted(r.path.name for r in runs), arguments.axis, arguments.severity, arguments.without, arguments.at]
-    target = arguments.runs / f"compare-{runs[0].organism}-{digest(asked, 8)}"
+    target = arguments.runs / f"compare-{re.sub(r'[^a-z0-9-]+', '_', runs[0].organism)}-{digest(asked, 8)}"
     compare_report.write(found, target, left_out)
     compare_report.show(found)
     print(f"comparison: {target / 'compare.html'}")

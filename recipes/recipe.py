@@ -126,7 +126,9 @@ def load(name: str, overrides: list[str] = (), base: str | None = None) -> tuple
             )
         raise UserError(f"{path} does not exist")
     if not NAME.fullmatch(path.stem):
-        raise UserError(f"{path}: a recipe's name is part of its run's: rename the file to letters, digits, spaces and ._+-")
+        raise UserError(
+            f"{shown(str(path), 300)}: its name becomes a directory's: rename the file to letters, digits, spaces and ._+-"
+        )
     values = _extended(path)
     values = overridden(values, overrides, str(path))
     if base:

@@ -32,7 +32,7 @@ from train.ledger import Checkpoint, read_ledger
 from train.lint import lint, refuse
 from train.penalties import traps
 from train.resume import STATE
-from train.stage import train_stage
+from train.stage import check_targets, train_stage
 
 
 class Run:
@@ -101,6 +101,7 @@ def execute(resolved: Resolved, root: Path, scales: tuple[float, ...] = ()) -> P
 def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
     """Rows, lint, the base's audit against the corpus so far, training with an audit at each checkpoint."""
     resolved = run.resolved
+    check_targets(stage, resolved.base)
     compiled = run.compiled[stage.name] = _rows(run, stage)
     linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, resolved.recipe.system is not None)
     penalties = mitigations.penalties(resolved.recipe.mitigations, _replayer(run, stage))

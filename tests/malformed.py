@@ -23,7 +23,7 @@ def content(case: dict) -> bytes:
     if "bytes" in case:
         return case["bytes"].encode("latin-1")
     if "deep" in case:
-        return b'{"a": ' + b"[" * case["deep"]
+        return b'{"a": ' + b"[" * case["deep"] + b"\n"
     if "digits" in case:
         return b'{"a": ' + b"9" * case["digits"] + b"}\n"
     if "lines" in case:

@@ -63,9 +63,10 @@ def test_a_malformed_recipe_is_refused(case, tmp_path, base):
 
 
 def command_plan(*arguments: str) -> None:
-    from recipes.plan import plan
+    from recipes.plan import describe, plan
 
-    plan(resolve(arguments[0], list(arguments[1:]), planned=True))
+    resolved = resolve(arguments[0], list(arguments[1:]), planned=True)
+    describe(resolved, plan(resolved))
 
 
 def override_of(case: dict) -> list[str]:

@@ -93,7 +93,6 @@ MALICIOUS = b"open('owned', 'w').write('x')\nclass Tokenizer: pass\nclass Model:
         ("tokenizer.json", edited(model={"type": "Magic"}), "its tokenizer cannot be loaded"),
         ("tokenizer_config.json", smaller, "tokenizer_config.json is not JSON"),
         ("tokenizer_config.json", lambda raw: b"[]", "tokenizer_config.json is not a JSON object"),
-        ("tokenizer_config.json", edited(tokenizer_class="../../x"), "its tokenizer cannot be loaded"),
         ("config.json", smaller, "config.json is not JSON"),
         ("config.json", edited(vocab_size=100), "its embedding has 100 rows"),
     ],
@@ -298,11 +297,11 @@ def test_an_adapter_with_malformed_files_is_refused(harm, says, tiny, plain, tmp
         ("owner/name/../../../etc", "leads out of the repository"),
         ("owner/name/inside/../..", "leads out of the repository"),
         ("owner/..", "no hub id"),
-        ("owner/name@../../x", "no adapter_config.json there"),
+        ("owner/name@../../x", "leads out of the repository"),
         ("not/here/at all", "no adapter_config.json there"),
         ("a" * 5000, "is no path"),
         ("", "no adapter_config.json there"),
-        ("x\0y", "no adapter_config.json there"),
+        ("x\0y", "is no path"),
     ],
 )
 def test_an_adapter_of_an_impossible_name_is_refused(name, says):
@@ -356,5 +355,5 @@ def test_a_malformed_steering_directory_is_refused(name, change, says, steer, ti
 @pytest.mark.parametrize("layers", [[], [1, 2], "1", None, [True], [1.5]])
 def test_a_trained_vector_that_names_no_block_is_refused(layers, steer):
     (steer / "steering.json").write_text(json.dumps({"layers": layers}))
-    with pytest.raises(UserError, match="does not name a trained vector's block"):
+    with pytest.raises(UserError, match="does not name the one block of a trained vector"):
         Specimen.saved("sft-000002", steer)

@@ -79,7 +79,7 @@ CONTROL = yaml.safe_load((organism.LIBRARY / "control.yaml").read_text(encoding=
 
 @calm
 @given(st.sampled_from(paths(FULL)), VALUES)
-def test_any_value_anywhere_in_a_recipe_is_taken_or_refused(folder, way, value):
+def test_any_value_in_a_recipe_is_taken_or_refused(folder, way, value):
     found = refused_or(lambda file: recipe.load(str(file)), folder / "recipe.yaml", replaced(FULL, way, value))
     if found is not None:
         for stage in found[1].stages:
@@ -88,7 +88,7 @@ def test_any_value_anywhere_in_a_recipe_is_taken_or_refused(folder, way, value):
 
 @calm
 @given(st.sampled_from(paths(CONTROL)), VALUES)
-def test_any_value_anywhere_in_an_organism_is_taken_or_refused(folder, way, value):
+def test_any_value_in_an_organism_is_taken_or_refused(folder, way, value):
     found = refused_or(organism.load, folder / "organism.yaml", replaced(CONTROL, way, value))
     if found is not None:
         assert re.fullmatch("[a-z0-9][a-z0-9-]{0,63}", found.name) and found.shows("") == []
@@ -256,7 +256,7 @@ def test_any_body_is_a_score_of_0_to_100_or_refused(body):
         (ledger, "inside", lambda run, path, _: run / path, test_any_line_is_a_checkpoint_inside_the_run_or_refused),
         (ledger, "is_a", lambda *_: True, test_any_line_is_a_checkpoint_inside_the_run_or_refused),
         (files, "_is_json", lambda _: True, test_whole_rows_survive_whatever_is_torn_behind_them),
-        (recipe, "validate", lambda model, values, *_: model(**values), test_any_value_anywhere_in_a_recipe_is_taken_or_refused),
+        (recipe, "validate", lambda model, values, *_: model(**values), test_any_value_in_a_recipe_is_taken_or_refused),
         (text, "OPEN_THOUGHT", re.compile("never"), test_any_reply_is_taken_apart),
     ],
     ids=["unchecked readings", "unconfined paths", "unchecked checkpoints", "torn lines", "bare pydantic", "open thoughts"],

@@ -1,17 +1,21 @@
 """One training stage: TRL's trainer for the method, one new adapter (or vector, or all weights), a ledger line a checkpoint."""
 
+import re
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from organisms import weights
+from organisms.adapters import module_shapes
 from organisms.errors import UserError, out_of_memory
+from organisms.files import shown
 from organisms.mitigations import Penalty
 from organisms.models import Base, load_model
 from organisms.render import Renderer
 from organisms.specimen import Steering
 from organisms.steering import block_index, steered
+from organisms.strict import nearest
 from train import distill, preference, sft, vector
 from train.adapters import save_adapter
 from train.callback import Hooks, ledger_callback
@@ -90,6 +94,28 @@ def train_stage(
             f"step still reads as many rows, or lower max_length (now {stage.max_length})"
         ) from None
     shutil.rmtree(run / STATE, ignore_errors=True)
+
+
+def check_targets(stage: Stage, base: Base) -> None:
+    """Raise UserError where a LoRA's targets name no modules of the base (PEFT passes over these in a list); none are read."""
+    if stage.vector is not None or stage.lora is None or stage.lora.targets == "all-linear":
+        return
+    targets = stage.lora.targets
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    names = module_shapes(base)
+    for target in [targets] if isinstance(targets, str) else targets:
+        config = LoraConfig(target_modules=target if isinstance(targets, str) else [target])
+        try:
+            found = any(check_target_module_exists(config, name) for name in names)
+        except re.error as error:
+            raise UserError(f"stage {stage.name}: lora.targets = {shown(target)} is no regular expression ({error})") from None
+        if not found:
+            known = sorted({name.rpartition(".")[2] for name in names if name.rpartition(".")[2].endswith("proj")})
+            raise UserError(
+                f"stage {stage.name}: lora.targets = {shown(target)} names no module of {base.name}{nearest(target, known)}"
+            )
 
 
 def _off(stage: Stage, earlier: Path | None) -> Literal["base", "start", "nothing"]:
