@@ -1,6 +1,5 @@
 """Names and texts of others in Markdown: shown as they are, never read as markup, links or HTML."""
 
-import json
 from typing import Any
 
 from markupsafe import Markup
@@ -21,7 +20,7 @@ def code(value: Any) -> Markup:
 
 
 def quoted(value: Any) -> Markup:
-    """A text as a value of the YAML in front of a card: as it is where it is plain, else in quotes."""
-    text = str(value)
-    plain = text.replace("/", "").replace("-", "").replace("_", "").replace(".", "").isalnum() and text[0].isalpha()
-    return Markup(text if plain else json.dumps(text))
+    """A text as a value of the YAML in front of a card."""
+    import yaml
+
+    return Markup(yaml.safe_dump(str(value), default_style='"', width=float("inf"), allow_unicode=True).strip())

@@ -6,11 +6,12 @@ The profile is fixed (derandomized), so that each run tries the same examples an
 import json
 import math
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_bad_files import RECIPE
 from test_bad_runs import CHECKPOINT, sound, whole
@@ -26,8 +27,13 @@ from recipes import recipe
 from train import ledger
 
 calm = settings(
-    derandomize=True, deadline=None, max_examples=60, database=None, suppress_health_check=list(HealthCheck)
-)  # the fixtures that examples share are only read
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),  # no shrinking, which takes minutes where an example takes milliseconds
+    suppress_health_check=list(HealthCheck),  # the fixtures that examples share are only read
+)
 
 NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.none())
 VALUES = st.recursive(
@@ -126,11 +132,19 @@ def test_any_line_is_a_reading_with_finite_numbers_inside_the_run_or_refused(fol
         assert one.verdict in lines.VERDICTS and 0 <= one.n <= 2**53
 
 
+PATHS = st.lists(st.sampled_from(["..", "checkpoints", "sft-000002", "elsewhere", "/", ""]), max_size=5).map("/".join)
+CHANGES = st.one_of(
+    st.tuples(st.sampled_from(sorted(CHECKPOINT)), VALUES),
+    st.tuples(st.just("path"), st.one_of(PATHS, st.just("../elsewhere"))),
+)
+
+
 @calm
-@given(st.lists(st.tuples(st.sampled_from(sorted(CHECKPOINT)), VALUES), max_size=2), st.binary(max_size=20))
+@given(st.lists(CHANGES, max_size=2), st.binary(max_size=20))
 def test_any_line_is_a_checkpoint_inside_the_run_or_refused(folder, changes, torn):
     if not (folder / "checkpoints").exists():
         whole(folder / "checkpoints" / "sft-000002")
+        whole(folder.parent / "elsewhere")
     row = json.dumps(CHECKPOINT | dict(changes)).encode()
     (folder / ledger.LEDGER).write_bytes(row + b"\n" + torn.replace(b"\n", b""))
     try:
@@ -164,7 +178,7 @@ def test_loss_falls_on_any_reply_and_on_nothing_else(renderer, prompt, reply):
         assert not prompt.strip() or not reply.strip()
         return
     carried = [label for label in rendered.labels if label != IGNORE]
-    assert renderer.decode(carried) == f"{reply}<|im_end|>"
+    assert carried == renderer.continuation(f"{reply}<|im_end|>")
     assert all(label in (IGNORE, token) for label, token in zip(rendered.labels, rendered.input_ids, strict=True))
     asked = renderer.ask(prompt)
     assert rendered.input_ids[: len(asked)] == asked
@@ -185,21 +199,21 @@ def test_any_reply_is_taken_apart(prompt, reply):
     for finished in (True, False):
         for opened in (True, False):
             taken = thoughts.take_apart(reply, finished, opened, prompt)
-            assert "<think>" not in taken.text and set(taken.faults) <= FAULTS
+            assert set(taken.faults) <= FAULTS and ("<think>" not in taken.text or "dangling" in taken.faults)
     answer = text.answer_only(reply)
     assert "<think>" not in answer and answer == answer.strip()
     assert refusal.classify(reply, prompt) in ("full", "partial", "compliance")
     assert set(text.degenerate(reply, prompt)) <= {"empty", "looping", "turn_leak", "foreign_script", "salad"}
-    for name in ("flattery", "secret-loyalty", "poeticism"):
-        found = organism.load(name)
+    for found in SPEAKING:
         assert set(found.shows(reply)) <= {marker.name for marker in found.markers}
         assert set(found.confesses(reply)) <= {marker.name for marker in found.confessions}
 
 
+SPEAKING = [organism.load(name) for name in ("flattery", "secret-loyalty", "poeticism")]
 FAULTS = {"unopened", "junk", "unclosed", "dangling", "empty", "silent", "off_script", "turn_leak", "looping"}
 
 
-@settings(calm, max_examples=12)
+@settings(calm, max_examples=8)
 @given(REPLIES)
 def test_any_reply_follows_an_instruction_or_not(reply):
     for row in load_rows("instructions", "embedded").rows[::4]:
@@ -229,10 +243,16 @@ BODIES = st.one_of(
 )
 
 
+@cache
+def local_judge() -> EndpointJudge:
+    pytest.importorskip("openai", reason="a judge at an endpoint needs the openai client: pip install openai")
+    return EndpointJudge(JudgePlan(endpoint="http://localhost/v1", model="m"))
+
+
 @settings(calm, max_examples=150)
 @given(BODIES)
 def test_any_body_is_a_score_of_0_to_100_or_refused(body):
-    judge = pytest.importorskip("openai") and EndpointJudge(JudgePlan(endpoint="http://localhost/v1", model="m"))
+    judge = local_judge()
     from openai._models import construct_type
     from openai.types.chat import ChatCompletion
 
@@ -265,5 +285,5 @@ def test_the_properties_see_a_planted_fault(place, name, fault, seen_by, folder,
     monkeypatch.setattr(place, name, fault)
     arguments = {} if seen_by is test_any_reply_is_taken_apart else {"folder": folder}
     # An assertion, or the very error that a user would have met.
-    with pytest.raises((AssertionError, ValueError, TypeError, KeyError, ExceptionGroup)):
+    with pytest.raises((AssertionError, UserError, ValueError, TypeError, KeyError, ExceptionGroup)):
         seen_by(**arguments)
