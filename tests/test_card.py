@@ -10,6 +10,7 @@ from audit import card
 from audit import readings as ledger
 from audit.table import difference
 from organisms.errors import UserError
+from organisms.sealed import write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_a_card_is_rebuilt_from_the_directory_alone_and_names_what_has_changed(t
     before = (run / "README.md").read_text()
     assert card.write(run).read_text() == before
     manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps({**manifest, "organism_fingerprint": "0" * 16, "final": "sft-000002"}))
+    write_sealed(run / "manifest.json", {**manifest, "organism_fingerprint": "0" * 16, "final": "sft-000002"})
     after = card.write(run).read_text()
     assert "The organism's text has changed since this run (fingerprint 0000000000000000 then" in after
     assert "sft-000002, against its own base" in after

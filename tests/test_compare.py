@@ -18,6 +18,7 @@ from audit.measures import Sample, half, metrics
 from audit.readings import Origin, Subject, Terms
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_json, write_jsonl
+from organisms.sealed import write_sealed
 from recipes.dose import dose
 from recipes.recipe import resolve
 from recipes.run import execute
@@ -286,10 +287,10 @@ def test_a_dose_needs_a_finished_run_and_a_scale_that_is_new(grown, tmp_path):
     copy = tmp_path / grown["control"].name
     shutil.copytree(grown["control"], copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    write_json(copy / "manifest.json", {key: value for key, value in manifest.items() if key != "final"})
+    write_sealed(copy / "manifest.json", {key: value for key, value in manifest.items() if key != "final"})
     with pytest.raises(UserError, match="is not finished"):
         dose(copy, [0.5])
-    write_json(copy / "manifest.json", {**manifest, "engine": {**manifest["engine"], "device": "tpu"}})
+    write_sealed(copy / "manifest.json", {**manifest, "engine": {**manifest["engine"], "device": "tpu"}})
     with pytest.raises(UserError, match="device tpu, here c"):
         dose(copy, [0.5])
 
