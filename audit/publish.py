@@ -4,6 +4,7 @@ Live logging and replay are one path. Audits have their own axis (`tokens_seen`,
 logged at an older step. Offline without a login; `WANDB_MODE` decides otherwise, `disabled` sends nothing.
 """
 
+import contextlib
 import netrc
 import os
 import re
@@ -67,15 +68,18 @@ class Publisher:
             self._reaching(lambda: self._send(final))
 
     def _reaching(self, call: Callable[[], None]) -> None:
-        from wandb import errors
+        import wandb
 
         try:
             call()
-        except (errors.Error, ConnectionError) as error:
+        except (wandb.errors.Error, ConnectionError) as error:
             told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             self.lost = f"W&B cannot be reached ({told}); what is missing there is sent by: make publish run={self.run}"
             print(self.lost, flush=True)
             self.mode, self._wandb = "disabled", None
+            if isinstance(error, ConnectionError):  # or it would be asked to end when this process does, with a traceback
+                with contextlib.suppress(ConnectionError):
+                    wandb.teardown()
 
     def _send(self, final: bool) -> None:
         run = self._open()
