@@ -41,11 +41,15 @@ def rows(run: "Run", stage: Stage, compiled: Compiled, linted: Linted, penalties
 def recipe(run: "Run") -> None:
     """recipe.yaml, every default written out.
 
-    Raises UserError where the one that is there was changed by hand: nothing would come of it.
+    Raises UserError where the one that is there, or the manifest, was changed by hand: nothing would come of it.
     """
     from omegaconf import OmegaConf
 
     path = run.path / "recipe.yaml"
+    if (run.path / FILE).is_file():
+        found = read_manifest(run.path)
+        if found.get("digest") != run.resolved.digest:
+            raise UserError(f"{run.path / FILE} is of the run {found.get("run")}, not of {run.resolved.run_name}; {REMEDY}")
     if path.is_file():
         check_sealed_text(
             path, "a run follows the recipe that it is started with, not this copy: change that one, and delete this"
@@ -55,14 +59,9 @@ def recipe(run: "Run") -> None:
 
 
 def manifest(run: "Run", stage: Stage | None, linted: Linted | None, written: dict | None = None) -> None:
-    """manifest.json, with what predicts frying of each stage as it begins; written once a stage.
-
-    Raises UserError where the one that is there was changed by hand or is another run's.
-    """
+    """manifest.json, with what predicts frying of each stage as it begins; written once a stage."""
     path = run.path / FILE
     values = found_manifest(run.path) or _manifest(run)
-    if values["digest"] != run.resolved.digest:
-        raise UserError(f"{path} is of the run {values['run']}, not of {run.resolved.run_name}; {REMEDY}")
     if values["engine"] != run.engine.identity:
         print(f"another engine than before: the base and every checkpoint are read again with {run.engine.identity['engine']}")
         values["engine"] = run.engine.identity

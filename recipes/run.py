@@ -112,7 +112,8 @@ def _stage(run: Run, stage: Stage, publisher: publish.Publisher) -> None:
     record.rows(run, stage, compiled, linted, penalties)
     job = run.job()
     later = [one.name for one in resolved.recipe.stages[resolved.recipe.stages.index(stage) + 1 :]]
-    _audit_references(run, job, publisher, record=not any(checkpoint.stage in later for checkpoint in read_ledger(run.path)))
+    overtaken = any((run.path / "data" / f"{name}.jsonl").is_file() for name in later)
+    _audit_references(run, job, publisher, record=not overtaken)
     for checkpoint in _checkpoints(run, stage):  # of an earlier attempt: audits that are missing or have changed
         if _audit(run, job, checkpoint, publisher):
             return

@@ -104,17 +104,26 @@ def test_a_stage_that_was_cut_off_draws_the_same_rows_and_dropout(undisturbed, t
     assert read_ledger(tmp_path) == read_ledger(whole)
 
 
-def test_a_loss_that_is_not_finite_leaves_only_finite_checkpoints(tiny, renderer, tmp_path):
-    stage = Stage(steps=60, batch_size=1, max_length=64, learning_rate=1.0, max_grad_norm=1e30, lora={"r": 4, "alpha": 4e5})
-    rows = lint([Row("a", text="The river runs past the old mill.")], stage, renderer, renderer, True)
-    with pytest.raises(UserError, match=r"not finite at step \d+; lower learning_rate|not finite; lower the learning"):
-        train_stage(tmp_path, stage, rows, tiny, renderer, 0, 1, Hooks(lambda checkpoint: None))
-    entered = read_ledger(tmp_path)
-    assert entered[0].step == 0
-    for checkpoint in entered:
-        tensors = load_file(tmp_path / checkpoint.path / "adapter_model.safetensors")
+def test_a_loss_that_is_not_finite_leaves_only_what_was_finite(tiny, renderer, tmp_path, monkeypatch):
+    import trl
+
+    honest = trl.SFTTrainer.training_step
+
+    def spoilt(self, model, *given, **named):
+        if self.state.global_step == 3:
+            with torch.no_grad():
+                next(parameter for parameter in model.parameters() if parameter.requires_grad).fill_(float("nan"))
+        return honest(self, model, *given, **named)
+
+    monkeypatch.setattr(trl.SFTTrainer, "training_step", spoilt)
+    for _ in range(2):  # the same command ends in the same way, and doubles nothing
+        with pytest.raises(UserError, match="stage sft: the loss is not finite at step 4; lower learning_rate"):
+            trained(tmp_path, tiny, renderer)
+        entered = read_ledger(tmp_path)
+        assert [checkpoint.step for checkpoint in entered] == [0, 2]
+        tensors = load_file(tmp_path / entered[-1].path / "adapter_model.safetensors")
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    assert all(row["loss"] == row["loss"] for row in read_jsonl(tmp_path / "train.jsonl"))
+        assert [row["step"] for row in read_jsonl(tmp_path / "train.jsonl")] == [1, 2, 3]
 
 
 def test_a_trainer_out_of_memory_names_the_settings_that_help(tiny, renderer, tmp_path, monkeypatch):
@@ -223,6 +232,11 @@ def test_a_recipe_or_manifest_changed_by_hand_is_refused(copy, tiny_recipe, name
     (copy / name).write_text(change(text))
     with pytest.raises(UserError, match=said):
         again(tiny_recipe, copy)
-    (copy / name).unlink()  # the remedy
+
+
+def test_a_recipe_and_a_manifest_that_are_gone_are_written_anew(copy, tiny_recipe):
+    before = json.loads((copy / "manifest.json").read_text())
+    for name in ("recipe.yaml", "manifest.json"):
+        (copy / name).unlink()
     again(tiny_recipe, copy)
-    assert (copy / name).is_file()
+    assert json.loads((copy / "manifest.json").read_text()) == before and (copy / "recipe.yaml").is_file()
