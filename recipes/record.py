@@ -49,7 +49,7 @@ def recipe(run: "Run") -> None:
     if (run.path / FILE).is_file():
         found = read_manifest(run.path)
         if found.get("digest") != run.resolved.digest:
-            raise UserError(f"{run.path / FILE} is of the run {found.get("run")}, not of {run.resolved.run_name}; {REMEDY}")
+            raise UserError(f"{run.path / FILE} is of the run {found.get('run')}, not of {run.resolved.run_name}; {REMEDY}")
     if path.is_file():
         check_sealed_text(
             path, "a run follows the recipe that it is started with, not this copy: change that one, and delete this"
