@@ -176,17 +176,17 @@ def test_a_key_in_an_override_is_refused_and_not_shown(base, monkeypatch, capsys
 
 
 class Judge(BaseHTTPRequestHandler):
-    """A judge that scores `server.sound` questions and then quotes the key in its refusals."""
+    """A judge that scores every question but the third, which it refuses, quoting the key."""
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         self.server.keys.append(self.headers["Authorization"])
         top = {"token": "50", "logprob": -0.1, "top_logprobs": [{"token": "50", "logprob": -0.1}]}
         choice = {"index": 0, "message": {"role": "assistant", "content": "50"}, "logprobs": {"content": [top]}}
-        sound = len(self.server.keys) <= self.server.sound
-        body = {"choices": [choice]} if sound else {"error": {"message": f"Bad key {self.headers['Authorization']}, sorry"}}
+        refused = len(self.server.keys) == 3
+        body = {"error": {"message": f"Bad key {self.headers['Authorization']}, sorry"}} if refused else {"choices": [choice]}
         raw = json.dumps(body).encode()
-        self.send_response(200 if sound else 403)
+        self.send_response(403 if refused else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
@@ -205,39 +205,46 @@ SECRETS = {
 }
 
 
+COMMANDS = """
+import pathlib, sys
+from audit.__main__ import main
+from organisms.errors import run_cli
+audit = ["run", *sys.argv[1:]]
+for command in (audit, audit, ["publish", None]):
+    sys.argv = ["audit", *(part or str(next(pathlib.Path("runs").iterdir())) for part in command)]
+    try:
+        run_cli(main)
+    except SystemExit as ended:
+        print("status", ended.code, flush=True)
+"""
+
+
 def test_keys_stand_in_nothing_that_an_audit_writes_sends_or_says(tiny_base, tmp_path, cache):
-    """A whole audit with a judge at an endpoint, which refuses it half way; then again to the end, published to W&B."""
+    """An audit whose judge at an endpoint refuses it half way; the same again to the end; then published to W&B."""
     pytest.importorskip("openai")
     with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
-        server.keys, server.sound = [], 2
+        server.keys = []
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         judge = ["judge.endpoint=" + url, "judge.model=served", "judge.key_env=JUDGE_KEY", "judge.workers=1"]
-        arguments = ["run", "--base", str(tiny_base), "--organism", "flattery", "--limit", "4", "measures=[severity]", *judge]
+        arguments = ["--base", str(tiny_base), "--organism", "flattery", "--limit", "4", "measures=[severity]", *judge]
         environment = {**os.environ, **SECRETS, "WANDB_MODE": "offline", "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
         environment |= {"ORGANISMS_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path / "home")}
         (tmp_path / "cache").mkdir()
         (tmp_path / "cache" / "models").symlink_to((cache / "models").resolve())
-
-        def run(*command: str) -> subprocess.CompletedProcess:
-            command = [sys.executable, "-m", "audit", *command]
-            return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-
-        failed = run(*arguments)
-        assert failed.returncode == 2 and "PermissionDeniedError" in failed.stderr, failed.stderr
-        server.sound = 10**6
-        done = run(*arguments)
-        assert done.returncode == 0, done.stderr
-        (made,) = (tmp_path / "runs").iterdir()
-        sent = run("publish", str(made))
-        assert sent.returncode == 0, sent.stderr
+        command = [sys.executable, "-c", COMMANDS, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         server.shutdown()
-    assert set(server.keys) == {f"Bearer {KEY}"} and list(made.glob("wandb/offline-run-*/*.wandb"))
-    said = "".join(one.stdout + one.stderr for one in (failed, done, sent)).encode()
+    said = done.stdout + done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("status")] == ["status 2", "status 0", "status 0"], (
+        said
+    )
+    assert "PermissionDeniedError" in done.stderr and "Bad key Bearer ***" in done.stderr
+    assert set(server.keys) == {f"Bearer {KEY}"} and len(server.keys) > 3
     written = [path for path in tmp_path.rglob("*") if path.is_file() and "models" not in path.parts]
-    assert len(written) > 10
+    assert len(written) > 10 and any(path.suffix == ".wandb" for path in written)
     for secret in SECRETS.values():
-        assert secret.encode() not in said
+        assert secret not in said
         assert [path for path in written if secret.encode() in path.read_bytes()] == []
 
 
