@@ -228,6 +228,7 @@ class _Attempt:
         if self.where.remote:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
+
 @cache
 def _die_with_parent() -> Callable[[], None] | None:
     """What a child does first, so that a run, and with it its lock, ends with the process that looks after it. Linux only."""

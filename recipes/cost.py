@@ -1,18 +1,21 @@
 """What a run costs, estimated before it starts: time on two cores for the embedded base, GPU hours for anything larger."""
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from audit.measures import Asked
 from organisms import models
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.engines.prefixes import shared
 from organisms.errors import UserError
+from recipes import rates
+from recipes.rates import Rates
 from train.config import Stage
 from train.sft import packs
 
-# Tokens a second of the embedded base on 2 CPU cores, fp32, as measured.
-TRAINED, SCORED, GENERATED = 125, 480, 150
-# An H100's dense bf16 arithmetic, and the share of it that training, reading and batched generation are taken to reach.
-PEAK = 989e12
-TRAINING_SHARE, READING_SHARE, GENERATING_SHARE = 0.35, 0.35, 0.05
+if TYPE_CHECKING:
+    from recipes.counting import Count
+
 # Forward and backward passes a row: a preference pair is two rows, each read by the reference as well; a distilled reply is
 # drawn first and read by the teacher.
 PASSES = {"sft": 1.0, "dpo": 2.7, "kto": 2.0, "distill": 1.8}
@@ -39,36 +42,70 @@ def asked_tokens(asked: list[Asked]) -> tuple[int, int]:
     return generated, once + rests + sum(len(getattr(request, "continuation_ids", ())) for request in scored)
 
 
-def told(base: models.Base, specimens: int, generated: int, scored: int, trained: float) -> str:
-    """The estimate in words. generated, scored: tokens of one audit; trained: tokens of all stages."""
-    audit = f"generates up to {generated:,} tokens and scores {scored:,}"
+@dataclass(frozen=True)
+class Hours:
+    """Device hours of a run: of one audit, of training, and of what has to be written before. unit: what a device is."""
+
+    audit: float
+    training: float
+    writing: float
+    specimens: int
+    unit: str
+
+    @property
+    def total(self) -> float:
+        return self.specimens * self.audit + self.training + self.writing
+
+
+def rates_of(name: str, base: models.Base | None = None, adapter: bool = True) -> Rates | None:
+    """Of a base by its name; None where its size is not known."""
+    if name == models.EMBEDDED:
+        return rates.of_embedded()
+    try:
+        parameters = models.SIZES.get(name.partition("@")[0]) or models.parameter_count(base or models.resolve(name))
+    except UserError:
+        return None
+    return rates.of_size(parameters, adapter) if parameters else None
+
+
+def hours(base: models.Base, count: "Count") -> Hours | None:
+    """What a run costs; None where the size of the base is not known. Writing by an author of unknown size is left out."""
+    found = rates_of(base.name, base)
+    if found is None:
+        return None
+    writing = 0.0
+    for author, tokens in count.written:
+        author_rates = rates_of(author, base if author == base.name else None, adapter=False)
+        writing += tokens / author_rates.generated / 3600 if author_rates else 0.0
+    audit = (count.generated / found.generated + count.scored / found.read) / 3600
+    return Hours(audit, count.trained / found.trained / 3600, writing, count.specimens, found.unit)
+
+
+def told(base: models.Base, count: "Count") -> str:
+    """The estimate in words."""
+    audit = f"an audit generates up to {count.generated:,} tokens and scores {count.scored:,}"
+    found = hours(base, count)
+    if found is None:
+        return f"{audit}; {count.trained:,.0f} tokens are trained; the size of {base.name} is not known"
     if base.name == models.EMBEDDED:
-        seconds = generated / GENERATED + scored / SCORED
         return (
-            f"an audit {audit}; on two cores about {seconds:.0f} s each, {specimens * seconds / 60:.0f} min for {specimens} "
-            f"specimens; training about {trained / TRAINED / 60:.0f} min"
+            f"{audit}; on two cores about {found.audit * 3600:.0f} s each, {found.specimens * found.audit * 60:.0f} min for "
+            f"{found.specimens} specimens; training about {found.training * 60:.0f} min"
         )
-    parameters = models.parameter_count(base)
-    if parameters is None:
-        return f"an audit {audit}; {trained:,.0f} tokens are trained; the size of {base.name} is not known"
-    # LoRA: 2N forward, 2N back to the activations; what the weights' own gradients would cost is spared.
-    training = 4 * parameters * trained / (PEAK * TRAINING_SHARE) / 3600
-    auditing = 2 * parameters * (scored / READING_SHARE + generated / GENERATING_SHARE) / PEAK / 3600
     return (
-        f"an audit {audit}; estimated on an H100 (bf16, more than one where it does not fit): {auditing:.2g} h each, "
-        f"{specimens * auditing:.2g} h for {specimens} specimens; training {trained:,.0f} tokens {training:.2g} h"
+        f"{audit}; estimated in H100 hours, audited by vLLM (recipes/rates.py): {found.audit:.2g} each, "
+        f"{found.specimens * found.audit:.2g} for {found.specimens} specimens; training {count.trained:,.0f} tokens "
+        f"{found.training:.2g}"
     )
 
 
 def writing(model: str, tokens: int) -> str:
     """How long a local model takes to write so many tokens, in words; nothing where its size is not known."""
-    if model == models.EMBEDDED:
-        return f", about {tokens / GENERATED:.0f} s on two cores"
-    try:
-        parameters = models.SIZES.get(model.partition("@")[0]) or models.parameter_count(models.resolve(model))
-    except UserError:
+    found = rates_of(model, adapter=False)
+    if found is None:
         return ""
-    return f", about {2 * parameters * tokens / (PEAK * GENERATING_SHARE) / 3600:.2g} H100 hours" if parameters else ""
+    seconds = tokens / found.generated
+    return f", about {seconds:.0f} s on two cores" if model == models.EMBEDDED else f", about {seconds / 3600:.2g} H100 hours"
 
 
 def memory(base: models.Base, held: bool = False, whole: bool = False) -> str:

@@ -185,7 +185,9 @@ def _ordered(found: list[tuple[Cell, Resolved]]) -> list[tuple[Cell, Resolved]]:
     writers: dict[str, str] = {}
     ordered = []
     for cell, resolved in found:
-        after = [c.run for c, r in controls if c.run != cell.run and resolved.recipe.style != "control" and _matched(r, resolved)]
+        after = [
+            c.run for c, r in controls if c.run != cell.run and resolved.recipe.style != "control" and _matched(r, resolved)
+        ]
         if cell.rows and (first := writers.setdefault(cell.rows, cell.run)) != cell.run:
             after.append(first)
         ordered.append((replace(cell, after=tuple(dict.fromkeys(after))), resolved))

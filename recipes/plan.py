@@ -1,16 +1,14 @@
 """`make check`: what a recipe will do and cost, and what is missing, without loading weights."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from audit.config import AuditPlan
-from audit.measures import Corpus, NotApplicable, measure
-from audit.suite import context_of
+from audit.measures import Corpus
 from organisms import authors, mitigations, models
 from organisms.engines.load import told
 from organisms.errors import Missing
 from organisms.styles import Compiled, compile_rows, style_module
 from recipes import cost
+from recipes.counting import Count, Counter
 from recipes.recipe import Resolved
 from train.config import Stage
 from train.lint import Linted, lint, refuse
@@ -88,7 +86,7 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
     lines += [f"missing     {what}" for what in resolved.missing]
     if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:
         lines.append(f"system      the template's own: {resolved.renderer.implicit_system!r}")
-    return lines + _audit_lines(resolved, recipe.audit, found)
+    return lines + _audit_lines(resolved, found)
 
 
 def _stage_lines(found: StagePlan, every: int) -> list[str]:
@@ -127,30 +125,17 @@ def _writing_lines(writer: authors.WriterPlan, base: str, compiled: Compiled) ->
     return lines
 
 
-def _audit_lines(resolved: Resolved, audit: AuditPlan, found: list[StagePlan]) -> list[str]:
-    parameters = models.parameter_count(resolved.base)
-    corpus = corpus_of([one.compiled for one in found])
-    context = context_of(audit, resolved.renderer, resolved.organism, corpus, parameters=parameters)
-    lines, generated, scored = [], 0, 0
-    for name in audit.measures:
-        try:
-            asked = measure(name).requests(context)
-        except NotApplicable as reason:
-            lines.append(f"audit       {name}: {reason if name != 'fluency' else 'reads the generations of the others'}")
-            continue
-        new, old = cost.asked_tokens(asked)
-        if name == "drift":  # its follow-up reads two replies an item, with the adapter and without
-            old += 4 * (new + sum(len(one.request.prompt_ids) for one in asked))
-        generated, scored = generated + new, scored + old
-        size = f"; index about {_index_megabytes(found):.1f} MB" if name == "leakage" else ""
-        lines.append(f"audit       {name}: {len(asked)} requests, {measure(name).data(context)}{size}")
-    if found:
-        specimens = 1 + sum(one.checkpoints for one in found)
-    else:
-        style = style_module(resolved.recipe.style)
-        specimens = 1 + len(style.specimens(resolved.organism, resolved.options, resolved.base, Path(resolved.run_name)))
-    trained = sum(cost.trained_tokens(one.stage, one.linted, one.steps) + one.steps * one.beside for one in found)
-    return [*lines, f"cost        {cost.told(resolved.base, specimens, generated, scored, trained)}"]
+def counted(resolved: Resolved, found: list[StagePlan], counter: Counter | None = None) -> Count:
+    """The tokens of a planned run."""
+    return (counter or Counter()).count(resolved, found, corpus_of([one.compiled for one in found]))
+
+
+def _audit_lines(resolved: Resolved, found: list[StagePlan]) -> list[str]:
+    count, lines = counted(resolved, found), []
+    for one in count.measures:
+        size = f"; index about {_index_megabytes(found):.1f} MB" if one.name == "leakage" and not one.told else ""
+        lines.append(f"audit       {one.name}: {one.told or f'{one.requests} requests, {one.data}{size}'}")
+    return [*lines, f"cost        {cost.told(resolved.base, count)}"]
 
 
 def _index_megabytes(found: list[StagePlan]) -> float:

@@ -7,6 +7,7 @@ attempt on another machine starts from that.
 """
 
 import io
+import json
 import os
 import shutil
 import zipfile
@@ -16,6 +17,7 @@ from organisms.errors import UserError
 from organisms.files import cache_dir, read_jsonl, write_jsonl
 
 STATE = "state.zip"
+INVENTORY = ".lasting.json"  # in it: what lasts, with sizes in bytes
 WHOLE = "trainer_state.json"  # the file that the trainer writes last into a resume state
 WEIGHTS = ("checkpoints", "trainer")
 GROWING = {"train.jsonl", "wandb.json"}  # with every step
@@ -80,14 +82,15 @@ class Copy:
         if state is None:
             return
         with zipfile.ZipFile(io.BytesIO(state)) as archive:
-            changing = set(archive.namelist())
-            for name in self.store.names(self.run.name):
-                if name != STATE and name not in changing and (weights or not name.startswith(WEIGHTS)):
+            lasting = json.loads(archive.read(INVENTORY))
+            wanted = [name for name in [*lasting, *archive.namelist()] if weights or not name.startswith(WEIGHTS)]
+            for name in wanted:
+                if name in lasting:
                     self.store.get(f"{self.run.name}/{name}", self.run / name)
-            for folder in self.run.glob("trainer/*/checkpoint-*"):  # sent in part when an attempt ended
-                if f"{folder.relative_to(self.run)}/{WHOLE}" not in changing:
-                    shutil.rmtree(folder)
-            archive.extractall(self.run, [name for name in changing if weights or not name.startswith(WEIGHTS)])
+                    if (self.run / name).stat().st_size != lasting[name]:  # sent in part when an attempt ended
+                        (self.run / name).unlink()
+                elif name != INVENTORY:
+                    archive.extract(name, self.run)
         self._sent = {name: _stamp(self.run / name) for name in self._lasting(self._changing())}
 
     def push(self) -> None:
@@ -95,6 +98,7 @@ class Copy:
         kept = self.run.with_name(f"{self.run.name}.push")
         try:
             changing, lasting = self._moment(kept)
+            sizes = {name: (kept / name).stat().st_size for name in lasting}
             for name in lasting:
                 stamp = _stamp(kept / name)
                 if self._sent.get(name) != stamp:
@@ -104,6 +108,7 @@ class Copy:
             shutil.rmtree(kept, ignore_errors=True)
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(INVENTORY, json.dumps(sizes))
             for name, content in changing.items():
                 archive.writestr(name, content)
         self.store.write(f"{self.run.name}/{STATE}", packed.getvalue())
@@ -192,7 +197,9 @@ class OwnCache:
             rows = read_jsonl(self.folder / "fetched")
             written.setdefault(name.partition("/")[0], {}).update({row["key"]: row for row in rows})
         for author, rows in written.items():
-            write_jsonl(self.folder / "writing" / f"{author}.jsonl", rows.values())
+            path = self.folder / "writing" / f"{author}.jsonl"
+            write_jsonl(path, rows.values())
+            self._sent[f"writing/{path.name}"] = path.stat().st_size
 
     def push(self) -> None:
         for path in [*self.folder.glob("readings/*.json"), *self.folder.glob("writing/*.jsonl")]:

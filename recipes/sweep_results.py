@@ -21,7 +21,10 @@ def write(name: str, sweep: Sweep, cells: list[Cell], root: str) -> list[str]:
     folder = Path("runs" if "://" in root else root) / f"sweep-{name}"
     runs = [_here(store, cell, folder, root) for cell in done]
     lines = [f"# {sweep.about}", "", "Holdout half; the verdict is on the difference from the base.", ""]
-    lines += [f"| run | organism | base | seed | specimen | {' | '.join(sweep.columns)} |", "|---" * (5 + len(sweep.columns)) + "|"]
+    lines += [
+        f"| run | organism | base | seed | specimen | {' | '.join(sweep.columns)} |",
+        "|---" * (5 + len(sweep.columns)) + "|",
+    ]
     groups: dict[tuple, list[Path]] = {}
     for run in runs:
         readings, seed = ledger.read(run), json.loads((run / "manifest.json").read_text(encoding="utf-8"))["seed"]

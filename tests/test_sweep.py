@@ -1,23 +1,19 @@
 """A sweep expands into cells, refuses bad ones together, runs each once, and goes on where it or a cell was cut off."""
 
-import json
-import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from audit import readings as ledger
 from organisms.errors import UserError
-from organisms.files import read_jsonl
 from recipes import cell, grid, sweep, sweep_results
-from recipes.store import Copy, Store
+from recipes.store import Store
 
 ROOT = grid.FOLDER.parent.parent
-QUICK = ["audit.measures=[webtext,severity]", "audit.limit=6"]
 
 
 def written(folder: Path, text: str, name: str = "mine") -> str:
@@ -50,7 +46,9 @@ grids:
 
 
 def test_cells_that_are_the_same_run_are_one(tmp_path):
-    text = "about: a\ngrids: [{recipes: [%s], doses: [0.5]}, {recipes: [flattery-documents], seeds: [0], doses: [2], set: [%s]}]"
+    text = (
+        "about: a\ngrids: [{recipes: [%s], doses: [0.5]}, {recipes: [flattery-documents], seeds: [0], doses: [2], set: [%s]}]"
+    )
     (one,) = cells_of(tmp_path, text % ("flattery-documents", ""))
     assert one.scales == (0.5, 2.0)
     with pytest.raises(UserError, match="same run with another audit plan"):
@@ -107,35 +105,106 @@ def test_a_sweep_over_existing_organisms_is_told_by_its_command():
 
 
 @pytest.fixture
-def tiny(tiny_recipe, tmp_path):
-    """A sweep of two cells on the tiny model; a child can be told to die at a checkpoint (see `deadly`)."""
-    return written(tmp_path, f"about: tiny\nseeds: [0, 1]\ndoses: [0.5]\nset: {json.dumps(QUICK)}\ngrids: [{{recipes: [{tiny_recipe}]}}]")
+def tiny(tiny_recipe, tmp_path) -> str:
+    """A sweep of one cell, the tiny recipe."""
+    return written(tmp_path, f"about: tiny\ngrids: [{{recipes: [{tiny_recipe}]}}]")
 
 
-def run(path: str, root, address="none") -> tuple[list, list]:
+def run(path: str, root: Path | str, address: str = "none") -> tuple[list[grid.Cell], list[cell.Outcome]]:
     name, found = grid.load(path)
     cells = [one for one, _ in grid.look_up(grid.expand(found))]
     return cells, sweep.run(name, found, cells, str(root), address)
 
 
-def values(directory: Path) -> dict:
-    return {r.key: (r.value, r.delta, r.verdict, r.n) for r in ledger.read(directory)}
-
-
-def test_a_sweep_runs_each_cell_once_and_says_how_to_compare(tiny, tmp_path, capsys):
-    cells, failed = run(tiny, tmp_path / "runs")
-    assert not failed
-    first, second = (tmp_path / "runs" / one.run for one in cells)
-    assert {r.specimen for r in ledger.read(first)} >= {"base", "sft-000004", "sft-000004@0.5"}
-    assert values(first) != values(second)
+def test_a_sweep_takes_up_runs_that_are_there_and_skips_what_it_has_finished(tiny, tiny_run, tiny_base, tmp_path, capsys):
+    """One cell is a whole run of `make recipe`, which is read again as it is; the other, a prompted base, is new."""
+    Path(tiny).with_name("prompted.yaml").write_text(
+        f"organism: flattery\nstyle: prompted\nbase: {tiny_base}\nsystem: template\nstyle_options: {{prompts: 1}}\n"
+        "audit: {measures: [severity], limit: 4}\n"
+    )
+    both = Path(tiny).read_text().replace("]}]", f", {Path(tiny).with_name('prompted.yaml')}]}}]")
+    root = tmp_path / "runs"
+    shutil.copytree(tiny_run, root / tiny_run.name)
+    path = written(tmp_path, both, "both")
+    cells, failed = run(path, root)
+    assert not failed and cells[0].run == tiny_run.name
     printed = capsys.readouterr().out
     assert "in child processes of this one" in printed and f"[2/2] {cells[1].run} done" in printed
-    name, found = grid.load(tiny)
-    lines = sweep_results.write(name, found, cells, str(tmp_path / "runs"))
-    assert f'make compare runs="{first} {second}"' in lines[1]
-    table = (tmp_path / "runs" / "sweep-mine" / "results.md").read_text()
-    assert table.count("sft-000004@0.5") == 2 and table.count("| sft-000004 |") == 2
-    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
-    assert run(tiny, tmp_path / "runs")[1] == []
-    assert "2 of them there already" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    assert (root / tiny_run.name / "readings.jsonl").read_bytes() == (tiny_run / "readings.jsonl").read_bytes()
+    name, found = grid.load(path)
+    told = sweep_results.write(name, found, cells, str(root))
+    assert told[1] == f'compare: make compare runs="{root / cells[0].run} {root / cells[1].run}"'
+    table = (root / "sweep-both" / "results.md").read_text()
+    assert f"| {tiny_run.name} | flattery | {tiny_base} | 0 | sft-000004 |" in table and "| prompted-1 |" in table
+    assert "is trained already" in (root / "sweep-both" / "logs" / f"{tiny_run.name}.log").read_text()
+    assert run(path, root)[1] == [] and "2 of them there already" in capsys.readouterr().out
+    # Another measure makes the run unfinished, another scale as well.
+    more = replace(cells[0], audit="another"), replace(cells[0], scales=(0.5,))
+    assert [cell.finished(Store(str(root)), one) for one in (cells[0], *more)] == [True, False, False]
+
+
+@pytest.fixture
+def attempt(tmp_path):
+    """What looks after a cell; its commands end as `statuses` say instead of being run."""
+
+    def made(statuses: list[int], line: str = "") -> tuple:
+        one = cell._Attempt(grid.Cell("x", (), None, (), grid.Resources(), "x-1"), where(tmp_path), lambda: None)
+        given = []
+        one.child = lambda command: (given.append(command), statuses.pop(0))[1]
+        one.last_line = lambda: line
+        return one, given
+
+    return made
+
+
+def where(root: Path, retries: int = 2) -> cell.Where:
+    return cell.Where("mine", str(root), retries, cell.code())
+
+
+def test_a_command_that_was_cut_off_is_given_again_and_a_mistake_is_not(attempt, monkeypatch):
+    monkeypatch.setattr(cell.time, "sleep", lambda seconds: None)
+    one, given = attempt([-9, 1, 0])
+    assert one.persist(["recipes", "x"]) == 0 and given == [["recipes", "x"]] * 3
+    one, given = attempt([-9, -9, -9, 0])
+    assert one.persist(["recipes", "x"]) == -9 and len(given) == 3  # two retries
+    one, given = attempt([2, 0], "error: there is no recipe 'x'")
+    assert one.persist(["recipes", "x"]) == 2 and len(given) == 1
+    one, given = attempt([2, 2, 2, 2, 0], "error: runs/x-1 is in use by process 7; wait for it or stop it")
+    assert one.persist(["recipes", "x"]) == 0 and len(given) == 5  # a lock that a lost machine still holds
+
+
+def test_a_cell_that_another_machine_has_taken_over_ends(tmp_path):
+    one = grid.Cell("x", (), None, (), grid.Resources(), "x-1")
+    lost, other = (cell._Attempt(one, where(tmp_path), lambda: None) for _ in range(2))
+    lost.tell("running", claim=True)
+    other.tell("running", claim=True)
+    with pytest.raises(cell.Superseded, match="another machine went on with x-1"):
+        lost.tell("running", "step 3")
+    other.tell("running", "step 3")
+
+
+def test_another_checkout_is_refused(tmp_path):
+    one = grid.Cell("x", (), None, (), grid.Resources(), "x-1")
+    outcome = cell.supervise(one, cell.Where("mine", str(tmp_path), 0, "of another checkout"))
+    assert not outcome.done and "another checkout" in outcome.text
+
+
+def test_a_child_ends_with_the_process_that_looks_after_it(tmp_path):
+    """Killed without a word, as with its machine: nothing goes on writing, and no lock is held."""
+    code = (
+        "import sys; from pathlib import Path; from recipes import cell, grid\n"
+        "one = cell._Attempt(grid.Cell('x', (), None, (), grid.Resources(), 'x-1'), "
+        "cell.Where('mine', sys.argv[1], 0, ''), lambda: None)\n"
+        "one.log.parent.mkdir(parents=True)\none.tell('starts', claim=True)\none.child(['timeit', '-n', '1', 'import time; "
+        "time.sleep(60)'])"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + 60
+    while not (found := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while time.monotonic() < deadline and Path(f"/proc/{found[0]}/stat").exists():
+        time.sleep(0.05)
+    assert not Path(f"/proc/{found[0]}/stat").exists()
