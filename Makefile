@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install recipe check audit compare dose report card publish test lint check-deps bench organisms train recipes tests
+.PHONY: help install recipe check audit sweep compare dose report card publish test lint check-deps bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -18,6 +18,7 @@ help:
 	@echo 'make audit base=ID [adapter=PATH_OR_ID | model=PATH_OR_ID] [organism=NAME] [suite=quick|full] [check=1]'
 	@echo '                                               audit a base, an adapter or a changed model that exists already'
 	@echo 'make audit sweep=NAME [check=1]                many of them in a row: $(basename $(notdir $(wildcard audit/sweep_plans/*.yaml)))'
+	@echo 'make sweep sweep=NAME [check=1] [address=auto] [runs=DIR_OR_URL] [set="a.b=c"]   a grid of recipes, on Ray'
 	@echo 'make compare organism=NAME | runs="A B" [axis=steps|scale] [severity=rate] [at="0.1"]   styles at matched severity'
 	@echo 'make dose run=DIR [scales="0.5 1.5"]           audit a finished run at other adapter scales'
 	@echo 'make report run=DIR                            rebuild report.html and curves.png from the readings'
@@ -29,6 +30,7 @@ help:
 	@echo 'make install                                   make .venv only'
 	@echo
 	@echo "recipes: $(basename $(notdir $(wildcard recipes/*.yaml)))"
+	@echo "sweeps: $(basename $(notdir $(wildcard recipes/sweeps/*.yaml)))"
 
 # The stamp is older than what decides the environment -> install again; otherwise silent.
 .venv/.installed: pyproject.toml constraints.txt
@@ -58,6 +60,10 @@ else
 	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)') $(if $(limit),--limit '$(limit)') \
 	  $(if $(runs),--runs '$(runs)') $(set)
 endif
+
+sweep: .venv/.installed
+	@$(RUN) recipes.sweep $(sweep) $(if $(check),--check) $(if $(address),--address '$(address)') \
+	  $(if $(runs),--runs '$(runs)') $(set)
 
 # Without organism=, runs= names the run directories themselves; with it, where they are kept.
 compare: .venv/.installed

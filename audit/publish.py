@@ -112,7 +112,7 @@ class Publisher:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=self._state["id"],
             name=self.run.name,
-            group=config["manifest"].get("organism"),
+            group=os.environ.get("WANDB_RUN_GROUP") or config["manifest"].get("organism"),  # a sweep's name, where one runs it
             dir=str(self.run),
             mode=self.mode,
             resume="allow",

@@ -37,6 +37,9 @@ class Count:
     trained: float
     written: tuple[tuple[str, int], ...] = ()
 
+    def with_specimens(self, number: int) -> "Count":
+        return replace(self, specimens=number)
+
     @property
     def generated(self) -> int:
         return sum(one.generated for one in self.measures)
@@ -99,6 +102,8 @@ def _asked(name: str, context) -> Measured:
     generated, scored = cost.asked_tokens(asked)
     if name == "drift":  # its follow-up reads two replies an item, with the adapter and without
         scored += 4 * (generated + sum(len(one.request.prompt_ids) for one in asked))
+    if hasattr(measure(name), "rounds"):
+        generated, scored = (round(tokens * measure(name).rounds(context)) for tokens in (generated, scored))
     counted = Measured(name, len(asked), measure(name).data(context), generated, scored)
     if context.corpus is NOT_WRITTEN and name == "leakage":
         counted = replace(counted, data=f"{counted.data} (documents that are not written yet are not counted)")

@@ -1,4 +1,4 @@
-"""A sweep's grid: recipes x organisms x bases x seeds, each cell a run of one recipe, with what it needs and what it waits for."""
+"""A sweep's grid: recipes x organisms x bases x seeds; each cell is a run of one recipe, with what it needs and waits for."""
 
 import itertools
 from collections.abc import Iterator
@@ -185,9 +185,8 @@ def _ordered(found: list[tuple[Cell, Resolved]]) -> list[tuple[Cell, Resolved]]:
     writers: dict[str, str] = {}
     ordered = []
     for cell, resolved in found:
-        after = [
-            c.run for c, r in controls if c.run != cell.run and resolved.recipe.style != "control" and _matched(r, resolved)
-        ]
+        control = resolved.recipe.style == "control"
+        after = [] if control else [other.run for other, known in controls if _matched(known, resolved)]
         if cell.rows and (first := writers.setdefault(cell.rows, cell.run)) != cell.run:
             after.append(first)
         ordered.append((replace(cell, after=tuple(dict.fromkeys(after))), resolved))

@@ -14,7 +14,8 @@ EMBEDDED_TRAINED, EMBEDDED_READ, EMBEDDED_GENERATED = 125, 480, 150
 # on one GPU, Qwen2.5-32B and Llama-3-70B on eight by pipeline and tensor parallelism.
 TRAINED = ((7.6e9, 14110.0), (8.0e9, 12473.0), (32.5e9, 1951.0), (70.6e9, 659.0))
 TRAINED_SOURCE = "NeMo AutoModel performance summary, LoRA, DGX-H100, bf16"
-# Assumed: train/ recomputes activations on GPUs (gradient checkpointing), one more forward, 6N instead of 4N operations a token.
+# Assumed: train/ recomputes activations on GPUs (gradient checkpointing): one more forward, 6N instead of 4N operations a
+# token.
 RECOMPUTED = 4 / 6
 # Assumed: a forward pass reaches the arithmetic rate of that training, at 2N instead of 4N operations a token.
 FORWARD = 2.0

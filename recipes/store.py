@@ -1,8 +1,8 @@
 """Run directories in an object store (or anything else that fsspec knows), for machines that share no file system.
 
-A run is worked on in a directory of its machine. What is written once (adapters, samples, rows, a whole resume state) is copied to
-the store as it is. What grows or changes (ledgers, logs, the manifest) goes together in one object, `state.zip`, after what it
-speaks of: the store holds a run as it stood at one moment, at which a killed run would go on, or the moment before. An
+A run is worked on in a directory of its machine. What is written once (adapters, samples, rows, a whole resume state) is copied
+to the store as it is. What grows or changes (ledgers, logs, the manifest) goes together in one object, `state.zip`, after what
+it speaks of: the store holds the run as it stood at one moment, from which a killed run goes on, or at the moment before. An
 attempt on another machine starts from that.
 """
 
@@ -157,7 +157,7 @@ class Copy:
     def _lasting(self, changing: dict[str, bytes]) -> list[str]:
         """Files in folders; of a resume state only where it is whole."""
         found = []
-        for folder, folders, files in os.walk(self.run):
+        for folder, _, files in os.walk(self.run):
             inside = Path(folder).relative_to(self.run)
             if inside == Path(".") or (inside.name.startswith("checkpoint-") and str(inside / WHOLE) not in changing):
                 continue
@@ -173,8 +173,8 @@ def _stamp(path: Path) -> tuple:
 class OwnCache:
     """Answers of bases and written replies of one run, shared with other runs through the store.
 
-    Converted models stay in the machine's own cache. rows: digest of what is written from; what an author wrote of it is fetched
-    by the runs that need it, and an attempt on another machine does not have it written again.
+    Converted models stay in the machine's own cache. rows: digest of what is written from; what an author wrote of it is
+    fetched by the runs that need it, and an attempt on another machine does not have it written again.
     """
 
     def __init__(self, store: Store, folder: Path, run: str, rows: str):

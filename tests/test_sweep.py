@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from audit import publish
+from organisms import models
 from organisms.errors import UserError
-from recipes import cell, grid, sweep, sweep_results
+from recipes import cell, grid, sweep, sweep_check, sweep_results
 from recipes.store import Store
 
 ROOT = grid.FOLDER.parent.parent
@@ -46,13 +48,11 @@ grids:
 
 
 def test_cells_that_are_the_same_run_are_one(tmp_path):
-    text = (
-        "about: a\ngrids: [{recipes: [%s], doses: [0.5]}, {recipes: [flattery-documents], seeds: [0], doses: [2], set: [%s]}]"
-    )
-    (one,) = cells_of(tmp_path, text % ("flattery-documents", ""))
+    text = "about: a\ngrids: [{recipes: [control], doses: [0.5]}, {recipes: [control], seeds: [0], doses: [2], set: [%s]}]"
+    (one,) = cells_of(tmp_path, text % "")
     assert one.scales == (0.5, 2.0)
     with pytest.raises(UserError, match="same run with another audit plan"):
-        cells_of(tmp_path, text % ("flattery-documents", "audit.limit=3"))
+        cells_of(tmp_path, text % "audit.limit=3")
 
 
 def test_a_control_goes_before_what_is_held_against_it(tmp_path):
@@ -135,12 +135,22 @@ def test_a_sweep_takes_up_runs_that_are_there_and_skips_what_it_has_finished(tin
     told = sweep_results.write(name, found, cells, str(root))
     assert told[1] == f'compare: make compare runs="{root / cells[0].run} {root / cells[1].run}"'
     table = (root / "sweep-both" / "results.md").read_text()
-    assert f"| {tiny_run.name} | flattery | {tiny_base} | 0 | sft-000004 |" in table and "| prompted-1 |" in table
+    assert f"| {tiny_run.name} | flattery | {tiny_base} | 0 | sft-000004 |" in table and "| prompted-000001 |" in table
     assert "is trained already" in (root / "sweep-both" / "logs" / f"{tiny_run.name}.log").read_text()
     assert run(path, root)[1] == [] and "2 of them there already" in capsys.readouterr().out
     # Another measure makes the run unfinished, another scale as well.
     more = replace(cells[0], audit="another"), replace(cells[0], scales=(0.5,))
     assert [cell.finished(Store(str(root)), one) for one in (cells[0], *more)] == [True, False, False]
+
+
+def test_runs_of_a_sweep_are_one_group_in_wandb(tiny_run, tmp_path, monkeypatch):
+    copy = tmp_path / tiny_run.name
+    shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("wandb*"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep-mine")  # as `_Attempt.child` does
+    publish.publish(copy)
+    (sent,) = copy.glob("wandb/offline-run-*/*.wandb")
+    assert b"sweep-mine" in sent.read_bytes()
 
 
 @pytest.fixture
@@ -208,3 +218,38 @@ def test_a_child_ends_with_the_process_that_looks_after_it(tmp_path):
     while time.monotonic() < deadline and Path(f"/proc/{found[0]}/stat").exists():
         time.sleep(0.05)
     assert not Path(f"/proc/{found[0]}/stat").exists()
+
+
+@pytest.mark.parametrize("name", grid.shipped())
+def test_every_shipped_sweep_passes_the_check_without_weights(name, monkeypatch):
+    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("weights were loaded"))
+    found = grid.load(name, ["audit.limit=2"])[1]
+    lines = sweep_check.check(name, found, grid.expand(found))
+    assert any(line.startswith("cost        ") and "in all" in line for line in lines)
+    assert not any("no known size" in line for line in lines)
+
+
+def test_what_a_sweep_costs_is_the_sum_of_its_cells_and_writing_is_paid_once(tmp_path):
+    text = "about: a\nset: [audit.limit=2]\ngrids: [{recipes: [flattery-transcripts], seeds: %s, doses: %s}]"
+
+    def total(seeds: str, doses: str = "[]") -> tuple[float, float]:
+        found = grid.load(written(tmp_path, text % (seeds, doses)))[1]
+        cells = grid.look_up(grid.expand(found), planned=True)
+        hours = [sweep_check.priced(r, n, len(c.scales)) for (c, r), n in zip(cells, sweep_check.count(cells), strict=True)]
+        return sum(h.training + h.specimens * h.audit for h in hours), hours[0].writing
+
+    one, writing = total("[0]")
+    assert total("[0, 1]")[0] == pytest.approx(2 * one) and writing > 0
+    assert total("[0]", "[0.5, 2]")[0] > one
+    found = grid.load(written(tmp_path, text % ("[0, 1]", "[]")))[1]
+    (line,) = (line for line in sweep_check.check("mine", found, grid.expand(found)) if line.startswith("cost"))
+    assert f"writing {writing * 60:.2g} min" in line
+
+
+def test_bad_cells_are_told_together_by_the_check_too(tmp_path):
+    """A mistake that shows only when the rows are looked at: the linter refuses them."""
+    text = "about: a\ngrids: [{recipes: [flattery-documents, control], set: ['stages[0].max_length=16']}]"
+    found = grid.load(written(tmp_path, text))[1]
+    with pytest.raises(UserError, match="2 of 2 cells are refused") as error:
+        sweep_check.check("mine", found, grid.expand(found))
+    assert str(error.value).count("truncation") >= 2

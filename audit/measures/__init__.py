@@ -3,8 +3,8 @@
 A new measure is a new file here with NAME, VERSION, METRICS, `data`, `requests` and `score`, and its name in
 MEASURES below. `score` sees only what was stored, so samples can be scored again without a model. Optional:
 `Options`, what a recipe may set under `audit.options.<measure>`; `follow_up(context, asked, answers)`, requests that
-depend on the answers so far, called until it returns none; `guard(context, samples, base)`, verdicts on readings that must
-not be believed.
+depend on the answers so far, called until it returns none; `rounds(context)`, how much all of these ask, in units of the
+first, for estimates of cost; `guard(context, samples, base)`, verdicts on readings that must not be believed.
 """
 
 import hashlib

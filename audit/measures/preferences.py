@@ -93,6 +93,16 @@ def follow_up(context: Context, asked: list[Asked], answers: list[dict]) -> list
     return _round(context, asked, answers) or _ask(context, _framed_pairs(context, asked), FRAMED)
 
 
+def rounds(context: Context) -> float:
+    """How much all rounds ask, in units of the base's pilot, for estimates of cost; small bases are taken to end with it."""
+    if _elicitation(context) == "content":
+        return 1
+    sizes, options = SIZES[context.suite], context.option(NAME)
+    wanted, halves = options.pairs or sizes["pairs"], [len(names) for names in _halves(context).values()]
+    pairs = sum(min(n * wanted // 2, n * (n - 1) // 2) for n in halves) + sizes["framed"]
+    return pairs / (2 * len(_pilot_pairs(context)))  # the pilot's are asked with both framings
+
+
 def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sample]:
     choices = read(asked, answers)
     if _only_pilot(asked):

@@ -1,0 +1,122 @@
+"""A sweep on Ray: two nodes on this machine, one of which is killed in the middle of a cell, and nothing is lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from audit import readings as ledger
+from organisms.files import read_jsonl
+from recipes import grid
+from recipes.store import Copy, Store
+
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+ROOT = grid.FOLDER.parent.parent
+SWEEP = """
+about: two seeds of the tiny recipe
+seeds: [0, 1]
+doses: [0.5]
+set: ["stages[0].steps=12", "audit.measures=[severity,webtext,drift]", audit.limit=6]
+grids: [{{recipes: [{recipe}]}}]
+"""
+
+
+@pytest.fixture
+def cluster():
+    """A head and a second node, one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args=small)
+    found.second = found.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    found.wait_for_nodes()
+    yield found
+    found.shutdown()
+
+
+def started(path: Path, root: str, *arguments: str, cache: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "recipes.sweep", str(path), "--runs", root, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "ORGANISMS_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def read(directory: Path) -> dict:
+    """Every reading by its key, and how often it stands in the file."""
+    rows = read_jsonl(directory / "readings.jsonl")
+    keys = [(row["specimen"], row["measure"], row["metric"], row["split"]) for row in rows]
+    values = {r.key: (r.value, r.delta, r.delta_low, r.n, r.verdict) for r in ledger.read(directory)}
+    return {key: (values[key], keys.count(key)) for key in values}
+
+
+def test_a_node_that_is_killed_in_the_middle_of_a_cell_loses_nothing(cluster, tiny_recipe, cache, tmp_path):
+    import psutil
+
+    path = tmp_path / "two.yaml"
+    path.write_text(SWEEP.format(recipe=tiny_recipe))
+    cells = [cell for cell, _ in grid.look_up(grid.expand(grid.load(str(path))[1]))]
+    undisturbed = started(path, str(tmp_path / "undisturbed"), "--address", "none", cache=cache)
+    printed, _ = undisturbed.communicate(timeout=900)
+    assert undisturbed.returncode == 0, printed
+
+    store = Store(f"file://{tmp_path}/store")
+    sweep = started(path, store.url, "--address", cluster.address, cache=cache)
+    raylet = cluster.second.all_processes["raylet"][0].process.pid
+
+    def status(cell) -> dict:
+        return json.loads(store.read(f"sweep-two/cells/{cell.run}.json") or "{}")
+
+    def half_way(cell) -> bool:
+        """On the second node, past step 4, and not at the end."""
+        node = status(cell).get("node")
+        if node is None or psutil.Process(int(node.partition("(")[2].rstrip(")"))).ppid() != raylet:
+            return False
+        copy = Copy(store, tmp_path / "look" / cell.run)
+        copy.pull()
+        steps = (
+            [row["step"] for row in read_jsonl(copy.run / "checkpoints.jsonl")] if any(copy.run.glob("check*.jsonl")) else []
+        )
+        return bool(steps) and 4 <= steps[-1] < 12
+
+    deadline = time.monotonic() + 900
+    while not (found := [cell for cell in cells if half_way(cell)]) and time.monotonic() < deadline:
+        assert sweep.poll() is None, sweep.stdout.read()
+        time.sleep(0.2)
+    (lost,) = found
+    before = status(lost)
+    cluster.remove_node(cluster.second, allow_graceful=False)
+    printed, _ = sweep.communicate(timeout=900)
+    assert sweep.returncode == 0, printed
+    assert "2 done" in printed and status(lost)["attempt"] != before["attempt"]
+    log = store.read(f"sweep-two/logs/{lost.run}.log").decode()
+    assert "resuming stage sft at step" in log  # the second attempt's: it went on
+    for cell in cells:
+        mine, theirs = (tmp_path / part / cell.run for part in ("store", "undisturbed"))
+        assert read(mine) == read(theirs) and {count for _, count in read(mine).values()} == {1}
+        assert read_jsonl(mine / "checkpoints.jsonl") == read_jsonl(theirs / "checkpoints.jsonl")
+        assert [row["step"] for row in read_jsonl(mine / "train.jsonl")] == list(range(1, 13))
+        assert not store.names(f"{cell.run}/trainer")
+    again = started(path, store.url, "--address", "none", cache=cache)
+    printed, _ = again.communicate(timeout=300)
+    assert again.returncode == 0 and "2 of them there already" in printed and "results: " in printed
+
+
+def test_without_an_address_ray_starts_on_this_machine(tiny_base, cache, tmp_path):
+    (tmp_path / "prompted.yaml").write_text(
+        f"organism: flattery\nstyle: prompted\nbase: {tiny_base}\nsystem: template\nstyle_options: {{prompts: 1}}\n"
+        "audit: {measures: [severity], limit: 4}\n"
+    )
+    path = tmp_path / "one.yaml"
+    path.write_text(f"about: one\ngrids: [{{recipes: [{tmp_path / 'prompted.yaml'}]}}]")
+    sweep = started(path, str(tmp_path / "runs"), cache=cache)
+    printed, _ = sweep.communicate(timeout=900)
+    assert sweep.returncode == 0 and "Ray on this machine: 1 nodes" in printed and "1 done" in printed, printed
