@@ -27,6 +27,8 @@ SIZES = {
     "Qwen/Qwen2.5-7B-Instruct": 7.6e9,
     "Qwen/Qwen2.5-14B-Instruct": 14.7e9,
     "Qwen/Qwen2.5-32B-Instruct": 32.5e9,
+    "google/gemma-3-4b-it": 4.3e9,
+    "meta-llama/Llama-3.2-1B-Instruct": 1.24e9,
     "meta-llama/Llama-3.1-8B-Instruct": 8.0e9,
     "meta-llama/Llama-3.3-70B-Instruct": 70.6e9,
 }

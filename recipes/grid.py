@@ -116,7 +116,7 @@ def _product(sweep: Sweep, grid: Grid) -> Iterator[Cell]:
     for recipe, organism, base, seed in itertools.product(*axes):
         own = [*([f"organism={organism}"] if organism else []), *([f"seed={seed}"] if seed is not None else [])]
         yield Cell(
-            recipe if Path(recipe).suffix == "" else str(Path(recipe).resolve()),
+            str(Path(recipe).resolve()) if Path(recipe).suffix in (".yaml", ".yml") else recipe,
             (*own, *sweep.set, *grid.set),
             base,
             tuple(sorted({*(sweep.doses if grid.doses is None else grid.doses)} - {1.0})),
@@ -155,7 +155,9 @@ def _known(cell: Cell, resolved: Resolved, compiled: dict[str, bool]) -> Cell:
         raise UserError(f"the style {recipe.style} trains no adapter, so there is none to scale; leave doses out")
     plan = recipe.audit
     audit = digest([plan.model_dump(), [measure(name).VERSION for name in plan.measures]], 12)
-    return replace(cell, run=resolved.run_name, audit=audit, rows=_written_from(resolved, compiled))
+    # What is missing is part of a run's digest; a plan can do without.
+    name = resolved.run_name if not resolved.missing else f"{resolved.name}-{digest(cell.arguments, 8)}"
+    return replace(cell, run=name, audit=audit, rows=_written_from(resolved, compiled))
 
 
 def _written_from(resolved: Resolved, compiled: dict[str, bool]) -> str:
