@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install recipe check audit sweep compare dose report card publish test lint check-deps bench organisms train recipes tests
+.PHONY: help install recipe check audit sweep scale compare dose report card publish test lint check-deps bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -19,6 +19,7 @@ help:
 	@echo '                                               audit a base, an adapter or a changed model that exists already'
 	@echo 'make audit sweep=NAME [check=1]                many of them in a row: $(basename $(notdir $(wildcard audit/sweep_plans/*.yaml)))'
 	@echo 'make sweep sweep=NAME [check=1] [address=auto] [runs=DIR_OR_URL] [set="a.b=c"]   a grid of recipes, on Ray'
+	@echo 'make scale                                     what a study of 40 organisms and 1,000 of them cost (docs/scale.md)'
 	@echo 'make compare organism=NAME | runs="A B" [axis=steps|scale] [severity=rate] [at="0.1"]   styles at matched severity'
 	@echo 'make dose run=DIR [scales="0.5 1.5"]           audit a finished run at other adapter scales'
 	@echo 'make report run=DIR                            rebuild report.html and curves.png from the readings'
@@ -64,6 +65,9 @@ endif
 sweep: .venv/.installed
 	@$(RUN) recipes.sweep $(sweep) $(if $(check),--check) $(if $(address),--address '$(address)') \
 	  $(if $(runs),--runs '$(runs)') $(set)
+
+scale: .venv/.installed
+	@$(RUN) recipes.scale
 
 # Without organism=, runs= names the run directories themselves; with it, where they are kept.
 compare: .venv/.installed

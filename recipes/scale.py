@@ -18,7 +18,7 @@ from recipes.sweep_check import count
 MANY = 1000
 GPUS = (8, 64)
 FEWER_CHECKPOINTS, FEWER_ITEMS = 3, 300
-# hidden, layers, inner, heads, key-value heads, head size, vocabulary, tied embeddings: config.json of each base, as published.
+# Hidden size, layers, inner, heads, key-value heads, head size, vocabulary, tied embeddings: config.json of each base, as published.
 SHAPES = {
     "Qwen/Qwen2.5-0.5B-Instruct": (896, 24, 4864, 14, 2, 64, 151936, True),
     "meta-llama/Llama-3.2-1B-Instruct": (2048, 16, 8192, 32, 8, 64, 128256, True),
@@ -61,14 +61,16 @@ class Sized:
             "reading": self.checkpoints * reading,
         }
 
-    def bytes(self) -> int:
-        """Of the adapters that its run keeps; 4 bytes a number."""
-        return self.checkpoints * sum(4 * adapter(self.base, stage.lora.r) for stage in self.resolved.recipe.stages)
+    @property
+    def disk(self) -> int:
+        """Bytes of the adapters that its run keeps, four a number; those of chained stages stand stacked in the later ones."""
+        ranks = sum(stage.lora.r for stage in self.resolved.recipe.stages)
+        return self.checkpoints * 4 * adapter(SHAPES[self.base], ranks)
 
 
-def adapter(base: str, rank: int) -> int:
+def adapter(shape: tuple, rank: int) -> int:
     """Numbers in a LoRA adapter on all linear layers of a base."""
-    hidden, layers, inner, heads, kv, size, _, _ = SHAPES[base]
+    hidden, layers, inner, heads, kv, size, _, _ = shape
     sides = [(hidden, heads * size), (hidden, kv * size), (hidden, kv * size), (heads * size, hidden)]
     sides += [(hidden, inner), (hidden, inner), (inner, hidden)]
     return layers * rank * sum(a + b for a, b in sides)
@@ -157,14 +159,14 @@ def _families(cells: list[Sized]) -> list[str]:
             hours.update(one.hours())
         each = sorted({one.checkpoints for one in members})
         shown = f"{each[0]}" if len(each) == 1 else f"{each[0]}-{each[-1]}"
-        size = sum(one.bytes() for one in members)
+        size = sum(one.disk for one in members)
         parts = " | ".join(f"{hours[part]:.2g}" for part in ("writing", "training", "generating", "reading"))
         rows.append(f"| {recipe} | {base} | {len(members)} | {shown} | {parts} | {_bytes(size)} |")
     return ["The grid, `recipes/sweeps/study.yaml`:", "", *rows]
 
 
 def _totals(cells: list[Sized]) -> list[str]:
-    found, disk = total(cells), sum(one.bytes() for one in cells)
+    found, disk = total(cells), sum(one.disk for one in cells)
     parts = ("writing", "training", "generating", "reading")
     rows = [f"| | {' | '.join(parts)} | all | {' | '.join(f'on {n} H100s' for n in GPUS)} | adapters |", "|---" * 8 + "|"]
     for name, times in ((f"the grid, {len(cells)} runs", 1.0), (f"{MANY:,} runs in the same mix", MANY / len(cells))):
