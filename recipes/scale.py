@@ -18,7 +18,7 @@ from recipes.sweep_check import count
 MANY = 1000
 GPUS = (8, 64)
 FEWER_CHECKPOINTS, FEWER_ITEMS = 3, 300
-# Hidden size, layers, inner, heads, key-value heads, head size, vocabulary, tied embeddings: config.json of each base, as published.
+# Hidden size, layers, inner size, heads, key-value heads, head size, vocabulary, tied embeddings: each base's config.json.
 SHAPES = {
     "Qwen/Qwen2.5-0.5B-Instruct": (896, 24, 4864, 14, 2, 64, 151936, True),
     "meta-llama/Llama-3.2-1B-Instruct": (2048, 16, 8192, 32, 8, 64, 128256, True),

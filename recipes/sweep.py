@@ -7,6 +7,7 @@ import argparse
 import json
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from organisms.errors import UserError, run_cli
@@ -75,6 +76,8 @@ def run(name: str, sweep: Sweep, cells: list[Cell], root: str, address: str | No
                         board.change(cell.run, "queued")
                         runner.start(cell)
                 for outcome in runner.settled():
+                    if outcome.done and not finished(store, look.cells[outcome.run]):
+                        outcome = replace(outcome, done=False, text=f"its machine does not share {where.root}; name a URL")
                     ended[outcome.run] = outcome
                     del look.cells[outcome.run]
                     board.settle(outcome)

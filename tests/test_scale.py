@@ -1,4 +1,4 @@
-"""What a study costs rests on published rates and on shapes that give the published sizes, and docs/scale.md is the command's."""
+"""What a study costs rests on published rates and on shapes that give the published sizes, and docs/scale.md on those."""
 
 import os
 from pathlib import Path
