@@ -19,10 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = grid.FOLDER.parent.parent
 SWEEP = """
 about: two seeds of the tiny recipe
-seeds: [0, 1]
-doses: [0.5]
-set: ["stages[0].steps=12", "audit.measures=[severity,webtext,drift]", audit.limit=6]
-grids: [{{recipes: [{recipe}]}}]
+set: ["stages[0].steps=12", "audit.measures=[severity,webtext]", audit.limit=4]
+grids: [{{recipes: [{recipe}], seeds: [0], doses: [0.5]}}, {{recipes: [{recipe}], seeds: [1]}}]
 """
 
 
