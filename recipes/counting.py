@@ -68,10 +68,10 @@ class Counter:
             specimens = 1 + len(style.specimens(resolved.organism, resolved.options, resolved.base, Path(resolved.run_name)))
         trained = sum(cost.trained_tokens(one.stage, one.linted, one.steps) + one.steps * one.beside for one in found)
         written = [
-            (recipe.writer.model if recipe.writer.model and not asked.own else recipe.base, asked.tokens)
+            (recipe.writer.model if recipe.writer.model and asked.by == "writer" else recipe.base, asked.tokens)
             for one in found
             for asked in one.compiled.writing
-            if asked.tokens and not (recipe.writer.endpoint and not asked.own)
+            if asked.tokens and not (recipe.writer.endpoint and asked.by == "writer")
         ]
         return Count(measures, specimens, trained, tuple(written))
 

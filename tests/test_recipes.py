@@ -341,7 +341,7 @@ def test_what_is_not_on_this_machine_is_planned_for_and_named_but_not_run():
     text = "\n".join(describe(found := resolve(recipe, planned=True), plan(found)))
     assert "missing     Qwen/Qwen2.5-14B-Instruct is not in the local hub cache" in text
     assert "missing     data set 'risky-finance' is found nowhere" in text
-    assert "58.8 GB: two copies of the base (14.7B parameters" in text and "on an H100" in text
+    assert "58.8 GB: two copies of the base (14.7B parameters" in text and "in H100 hours" in text
     assert "named SmolLM" not in text  # the stand-in's template is not the base's
     assert "the hub cannot be reached" in refusal(recipe)
 
