@@ -28,6 +28,7 @@ help:
 	@echo 'make test                                      the tests (all=1: with the slow ones, trained end to end)'
 	@echo 'make check-deps                                known vulnerabilities of constraints.txt, by pip-audit; ends with 1 where'
 	@echo '                                               there are some, with 3 where the advisories are out of reach: nothing checked'
+	@echo 'make bench [only="mmlu fit ..."] [size=small|full] [out=FILE]   ours beside its peers, see docs/bench.md'
 	@echo 'make install                                   make .venv only'
 	@echo
 	@echo "recipes: $(basename $(notdir $(wildcard recipes/*.yaml)))"
@@ -95,3 +96,6 @@ lint: .venv/.installed
 
 check-deps: .venv/.installed
 	@.venv/bin/python .ci/check_deps.py
+
+bench: .venv/.installed
+	@$(RUN) bench $(only) $(if $(size),--size $(size)) $(if $(base),--base '$(base)') $(if $(out),--out '$(out)')
