@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +12,13 @@ import numpy as np
 from audit.config import AuditPlan
 from audit.measures import Context, Corpus, leakage, preferences
 from audit.suite import Job, Place, audit_base, audit_specimen
-from bench.choices import simulated
 from bench.machine import watched
 from bench.rows import Row
 from bench.setup import BASE, Setup, own_cache
 from bench.timing import timed
 from organisms import models
 from organisms.data import load_rows
+from organisms.files import write_jsonl
 from organisms.specimen import Specimen
 
 MEASURES = ["webtext", "knowledge"]
@@ -98,7 +97,7 @@ def outcomes(setup: Setup) -> list[Row]:
     def ask(count: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "outcomes.jsonl"
-            path.write_text("".join(json.dumps({"id": f"o{k}", "text": f"Outcome {k} comes true."}) + "\n" for k in range(count)))
+            write_jsonl(path, [{"id": f"o{k}", "category": "none", "text": f"Outcome {k} comes true."} for k in range(count)])
             options = {"preferences": preferences.Options(elicitation="labels", items=max(count, 8))}
             sources = {"outcomes": str(path)}
             context = Context(BASE, setup.renderer, None, "full", sources, base={}, options=options)

@@ -1,4 +1,4 @@
-"""MMLU beside lm-eval's HFLM: the same weights in the same process, from the same texts to the four letters' log-probabilities."""
+"""MMLU beside lm-eval's HFLM: the same weights in one process, from the same texts to the four letters' log-probabilities."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -41,7 +41,8 @@ def _row(setup: Setup, shots: int, items: int, aim: float, every: int = 1) -> Ro
     rounds = alternate(ours, peer, blocks, blocks[0][:4])
     told = equal.picks(sum(rounds.our_answers, []), sum(rounds.peer_answers, []), setup.tolerance)
     origin, count = context.rows("knowledge").origin, sum(map(len, blocks))
-    name = f"{'MMLU' if 'embedded' not in origin else 'embedded questions (no MMLU here)'} {shots}-shot, {count} items in {ROUNDS} parts"
+    kind = "embedded questions (no MMLU here)" if "embedded" in origin else "MMLU"
+    name = f"{kind} {shots}-shot, {count} items in {ROUNDS} parts"
     return compared(name, "hf", f"lm-eval HFLM, batch {batch}", rounds, told, aim)
 
 
@@ -69,10 +70,9 @@ def _peer(setup: Setup, trial: list[tuple], choices: tuple[int, ...]) -> tuple[A
                 raise Unequal("lm-eval tokenises the items in another way")
 
         def answer(block: list) -> list[list[float]]:
-            found = wrapper.loglikelihood(
-                [Instance("loglikelihood", {}, (text, letter), k) for k, (_, text, _) in enumerate(block) for letter in LETTERS],
-                disable_tqdm=True,
-            )
+            pairs = [(text, letter) for _, text, _ in block for letter in LETTERS]
+            instances = [Instance("loglikelihood", {}, pair, k) for k, pair in enumerate(pairs)]
+            found = wrapper.loglikelihood(instances, disable_tqdm=True)
             values = [nats for nats, _ in found]
             return [values[k : k + 4] for k in range(0, len(values), 4)]
 

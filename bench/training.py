@@ -4,7 +4,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from bench.limits import products, products_flops
 from bench.rows import Row, Unequal
@@ -31,9 +30,7 @@ def stage(setup: Setup) -> list[Row]:
     plan = resolved.recipe.stages[0]
     compiled = compile_rows(resolved.recipe.style, resolved.organism, resolved.options, None, plan.rows)
     linted = lint(compiled.rows, plan, resolved.renderer, resolved.renderer, resolved.recipe.system is not None)
-    rounds = alternate(
-        lambda _: _ours(resolved, plan, linted), lambda _: _plain(resolved, plan, linted), range(ROUNDS), None
-    )
+    rounds = alternate(lambda _: _ours(resolved, plan, linted), lambda _: _plain(resolved, plan, linted), range(ROUNDS), None)
     logs, peers = rounds.our_answers, rounds.peer_answers
     for log, peer in zip(logs, peers, strict=True):
         apart = max(abs(row["loss"] - loss) for row, loss in zip(log, peer["losses"], strict=True))
