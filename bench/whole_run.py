@@ -21,7 +21,7 @@ from organisms.files import read_jsonl
 
 RECIPE = "flattery-documents"
 SHORT = ["stages[0].steps=12", "audit.every=6", "audit.limit=6"]
-SMALL = ["stages[0].steps=2", "stages[0].max_length=64", "audit.every=2", "audit.limit=2", "audit.measures=[severity]"]
+SMALL = ["stages[0].steps=2", "audit.every=2", "audit.limit=2", "audit.measures=[severity]"]
 
 
 class Clock:
