@@ -138,15 +138,14 @@ def test_an_unknown_recipe_suggests_the_nearest():
         ("stages[0].learning_rate=-1", "stages.0.learning_rate = -1"),
         ("audit.suite=quik", "audit.suite = 'quik'"),
         ("seed=x", "seed = 'x'"),
+        ("seed=${nothing}", "seed = '${nothing}'"),
     ],
 )
 def test_an_override_with_a_mistake_says_what_was_meant(override, words):
     assert words in refusal(HONEST, [override])
 
 
-@pytest.mark.parametrize(
-    "override", ["stages[5].x=1", "nokey", "=3", "stages.learning_rate=1", "stages[x].steps=1", "seed=${nothing}"]
-)
+@pytest.mark.parametrize("override", ["stages[5].x=1", "nokey", "=3", "stages.learning_rate=1", "stages[x].steps=1"])
 def test_an_impossible_override_is_quoted(override):
     message = refusal(HONEST, [override])
     assert repr(override) in message
