@@ -83,7 +83,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """reach: style -> the severity it surely reaches. unit: of severity. unread: headline -> why it is not compared at all."""
+    """reach: style -> the severity it surely reaches. unit: of severity. unread: headline -> why it is not compared at all.
+
+    beside: names of the runs that gave marks only (controls, prompted bases, styles without training).
+    """
 
     axis: str
     severity: Panel
@@ -93,6 +96,7 @@ class Comparison:
     pairs: list[Pair]
     charts: list[Chart]
     unread: dict[str, str]
+    beside: frozenset[str]
 
 
 def compare(runs: list[Grown], axis: str, severity: str, without: list[str], levels: list[float] | None) -> Comparison:
@@ -115,7 +119,8 @@ def compare(runs: list[Grown], axis: str, severity: str, without: list[str], lev
     reach = {style.label: _reach(style, strength, axis) for style in styles}
     pairs = [_pair(first, second, strength, panels, axis, reach, levels) for first, second in combinations(styles, 2)]
     charts = [_chart(styles, marks, strength, panel, axis) for panel in panels if panel.metric.headline]
-    return Comparison(axis, strength, strength.metric.unit or "share of replies", styles, reach, pairs, charts, unread)
+    beside = frozenset(run.path.resolve().name for run, _ in marks.values())
+    return Comparison(axis, strength, strength.metric.unit or "share of replies", styles, reach, pairs, charts, unread, beside)
 
 
 def _styles(runs: list[Grown]) -> list[Style]:

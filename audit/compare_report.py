@@ -1,7 +1,8 @@
-"""A comparison as compare.md, compare.html, compare.csv, frontier.csv, frontier.png and a terminal table."""
+"""A comparison as compare.md, compare.html, compare.csv, frontier.csv, frontier.png, compare.json and a terminal table."""
 
 import csv
 import io
+import json
 from pathlib import Path
 
 from audit import frontier
@@ -11,6 +12,7 @@ from audit.statistics import Interval
 from audit.table import number
 from organisms.files import write_atomic
 
+SUMMARY = "compare.json"
 HEAD = ("severity", "metric", "first", "second", "first - second", "n", "p", "more natural", "why not told")
 SHORT_HEAD = ("severity", "metric", "first - second", "n", "p", "more natural")
 METHOD = (
@@ -32,10 +34,25 @@ def write(found: Comparison, target: Path, left_out: list[str]) -> None:
     write_atomic(target / "compare.html", html(found, target.name, left_out))
     write_atomic(target / "compare.csv", _csv(PAIR_COLUMNS, [_pair_row(p, t) for p in found.pairs for t in p.tests]))
     write_atomic(target / "frontier.csv", _csv(POINT_COLUMNS, _points(found.charts)))
+    write_atomic(target / SUMMARY, json.dumps(summary(found), indent=2, ensure_ascii=False) + "\n")
     if found.charts:
         frontier.draw(
             found.charts, target / "frontier.png", f"{target.name}: damage over severity, holdout half, 95% intervals"
         )
+
+
+def summary(found: Comparison) -> dict:
+    """compare.json, by which a report finds a comparison that its run is part of: runs, axis, styles, severity, sentences."""
+    runs = {run.path.resolve().name for style in found.styles for run in style.runs}
+    return {
+        "organism": found.styles[0].runs[0].organism,
+        "runs": sorted(runs | found.beside),
+        "axis": found.axis,
+        "severity": found.severity.name,
+        "unit": found.unit,
+        "styles": [style.label for style in found.styles],
+        "told": [line for pair in found.pairs for line in sentences(pair)],
+    }
 
 
 def sentences(pair: Pair) -> list[str]:
@@ -162,15 +179,12 @@ def html(found: Comparison, name: str, left_out: list[str]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    marks = dict.fromkeys(point.name for chart in found.charts for point in chart.marks)
-    legend = [(style.label, frontier.key(frontier.shape(k), frontier.colour(k))) for k, style in enumerate(found.styles)]
-    legend += [(label, frontier.key(frontier.reference(label), frontier.REFERENCE)) for label in ("base", *marks)]
     return environment.get_template("compare.html.j2").render(
         name=name,
         one=found.styles[0].runs[0],
         found=found,
         axis=_axis(found),
-        legend=legend,
+        legend=frontier.legend([style.label for style in found.styles], found.charts),
         plots=[(chart, frontier.plot(chart)) for chart in found.charts],
         faint=any(line.faint for chart in found.charts for line in chart.lines),
         told=[line for pair in found.pairs for line in sentences(pair)],
@@ -188,7 +202,7 @@ PAIR_COLUMNS = (
     "second_low", "second_high", "difference", "low", "high", "p", "verdict", "n_needed", "reason",
 )  # fmt: skip
 POINT_COLUMNS = (
-    "measure", "metric", "label", "kind", "specimen", "n", "severity", "severity_low", "severity_high", "damage",
+    "measure", "metric", "label", "kind", "specimen", "n", "margin", "severity", "severity_low", "severity_high", "damage",
     "damage_low", "damage_high",
 )  # fmt: skip
 
@@ -206,7 +220,10 @@ def _points(charts: list[Chart]) -> list[list]:
         drawn = [(line.label, "other axis" if line.faint else "dose", p) for line in chart.lines for p in line.points]
         drawn += [(p.name, "mark", p) for p in chart.marks]
         start = [chart.measure, chart.metric.name]
-        found += [[*start, label, kind, p.name, chart.n, *_three(p.severity), *_three(p.damage)] for label, kind, p in drawn]
+        found += [
+            [*start, label, kind, p.name, chart.n, chart.margin, *_three(p.severity), *_three(p.damage)]
+            for label, kind, p in drawn
+        ]
     return found
 
 

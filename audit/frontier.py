@@ -118,12 +118,22 @@ def plot(chart: Chart) -> str:
             _mark(reference(point.name), x(point.severity.value), y(point.damage.value), REFERENCE, _told(point.name, point))
         )
     parts.append(_mark("*", x(0), y(0), REFERENCE, "base"))
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_label(chart))}">{"".join(parts)}</svg>'
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{escape(_label(chart))}">'
+        f"{''.join(parts)}</svg>"
+    )
 
 
 def reference(name: str) -> str:
     """The shape of a mark that is no style's."""
     return {"base": "*", "control": "x"}.get(name.split()[0], "+")
+
+
+def legend(styles: list[str], charts: list[Chart]) -> list[tuple[str, str]]:
+    """(label, SVG of its mark) of the styles, in the order of their colours, the base, and what stands beside them."""
+    marks = dict.fromkeys(point.name for chart in charts for point in chart.marks)
+    found = [(label, key(shape(k), colour(k))) for k, label in enumerate(styles)]
+    return found + [(label, key(reference(label), REFERENCE)) for label in ("base", *marks)]
 
 
 def key(letter: str, tone: str) -> str:
@@ -145,12 +155,13 @@ def _told(label: str, point: Point) -> str:
     s, d = (
         f"{number(i.value, True)} ({number(i.low, True)} to {number(i.high, True)})" for i in (point.severity, point.damage)
     )
-    return f"{label}{name}: severity {s}, damage {d}"
+    return f"{label}{name}\nseverity {s}\ndamage {d}"
 
 
 def _label(chart: Chart) -> str:
     told = [_told(line.label, point) for line in chart.lines for point in line.points if not line.faint]
-    return f"{chart.title}, damage over severity. " + "; ".join(told + [_told(p.name, p) for p in chart.marks])
+    told += [_told(p.name, p) for p in chart.marks]
+    return f"{chart.title}, damage over severity. " + "; ".join(text.replace("\n", ", ") for text in told)
 
 
 def _mark(letter: str, cx: float, cy: float, tone: str, told: str) -> str:

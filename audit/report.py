@@ -1,12 +1,18 @@
-"""report.html: one self-contained file, built from the run directory alone; no model, no network, no script needed to read."""
+"""report.html: one self-contained file, built from the run directory alone; no model, no network, no script needed to read.
 
+What models wrote is untrusted: everything is escaped, and the page's policy lets no script run but its own and fetches nothing.
+"""
+
+import base64
+import hashlib
+import json
 from pathlib import Path
 
-from audit import breakdown, curves, svg
+from audit import beside, breakdown, curves, frontier, svg, transcripts
 from audit import readings as ledger
 from audit.measures import metrics
 from audit.readings import Reading
-from audit.suite import read_samples, replies
+from audit.suite import read_samples
 from audit.table import difference, number
 from audit.verdicts import INDICATOR, overall
 from organisms.errors import UserError
@@ -14,7 +20,9 @@ from organisms.files import read_jsonl, write_atomic
 from organisms.manifest import found_manifest
 
 LEDGER = {"name": str, "stage": str, "step": int, "tokens_seen": int, "path": str}
-TRANSCRIPTS = 60  # a measure; more would not be read
+HERE = Path(__file__).parent
+LARGEST = 6_000_000  # bytes of report.html
+ROOM = 3_000_000  # of them for transcripts
 
 
 def write(run: Path) -> Path:
@@ -23,22 +31,32 @@ def write(run: Path) -> Path:
     if not readings:
         raise UserError(f"{run} has no readings.jsonl; run its recipe first")
     curves.draw(readings, run / "curves.png", run.name)
-    write_atomic(run / "report.html", render(run, readings))
+    html = render(run, readings)
+    if (size := len(html.encode())) > LARGEST:
+        html = render(run, readings, max(ROOM - (size - LARGEST), 0))
+    write_atomic(run / "report.html", html)
     return run / "report.html"
 
 
-def render(run: Path, readings: list[Reading]) -> str:
+def render(run: Path, readings: list[Reading], room: int = ROOM) -> str:
+    """The page. room: bytes for transcripts."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(number=number, difference=difference, INDICATOR=INDICATOR)
+    environment.globals.update(number=number, difference=difference, INDICATOR=INDICATOR, key=svg.key)
     last = final_specimen(run, readings)
     subject = last or readings[0].specimen
     one = readings[0]
+    measures = list(dict.fromkeys(r.measure for r in readings))
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    drawn, made = beside.frontiers(run, readings), found_manifest(run)
     return environment.get_template("report.html.j2").render(
         run=run.name,
+        style=style,
+        script=script,
+        policy=f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
         one=one,
         last=last,
         overall=overall(readings, last) if last else None,
@@ -50,11 +68,13 @@ def render(run: Path, readings: list[Reading]) -> str:
         sources={r.measure: r.data for r in readings if r.data},
         prompted={(r.measure, r.metric): r for r in readings if r.specimen == "prompted" and r.split == "holdout"},
         breakdowns=_breakdowns(run, readings, subject),
-        transcripts=_transcripts(run, readings, last),
-        manifest=found_manifest(run),
+        transcripts=transcripts.choose(run, measures, last, room) if last else None,
+        frontiers=[(d, frontier.legend(d.styles, d.charts), [(c, frontier.plot(c)) for c in d.charts]) for d in drawn],
+        made=made,
+        manifest=json.dumps(made, indent=2, ensure_ascii=False),
         recipe=_text(run / "recipe.yaml"),
-        card=_text(run / "README.md"),
-        lint=_lint(run),
+        card=markdown(_text(run / "README.md")),
+        lint=markdown(_lint(run)),
         checkpoints=read_jsonl(run / "checkpoints.jsonl", LEDGER) if (run / "checkpoints.jsonl").is_file() else [],
     )
 
@@ -63,7 +83,7 @@ def final_specimen(run: Path, readings: list[Reading]) -> str | None:
     """Whom the run ends with: as its manifest says, the last checkpoint otherwise; None where only the base was read."""
     stages = [r for r in readings if r.on_curve]
     last = max(stages, key=lambda r: (r.tokens_seen, r.step)).specimen if stages else None
-    return found_manifest(run).get("final", last)
+    return foundfound_manifest(run).get("final", last)
 
 
 def _summary(readings: list[Reading], last: str | None) -> list[str]:
@@ -87,6 +107,7 @@ def _summary(readings: list[Reading], last: str | None) -> list[str]:
         lines.append(
             f"Off-topic replies with training material: {leak.value:.0%}, difference from the base {difference(leak)}."
         )
+    lines += _costs(readings, last)
     zero = [r for r in readings if r.stage and r.step == 0 and r.split == "holdout" and r.delta is not None]
     if zero:
         moved = [r for r in zero if r.delta != 0]
@@ -94,6 +115,21 @@ def _summary(readings: list[Reading], last: str | None) -> list[str]:
             "The zero adapter at step 0 reads exactly as the base on every metric."
             if not moved
             else f"The zero adapter at step 0 differs from the base on {len(moved)} of {len(zero)} metrics, which must not be."
+        )
+    return lines
+
+
+def _costs(readings: list[Reading], last: str) -> list[str]:
+    """What is fried, and what would settle the open verdict that is nearest to being settled."""
+    judged = [r for r in readings if r.specimen == last and r.split == "holdout"]
+    fried = [r for r in judged if r.verdict == "fried"]
+    lines = [f"{r.measure}.{r.metric} is fried: {difference(r)}, margin {r.margin:.3g}." for r in fried]
+    open_ = [r for r in judged if r.n_needed]
+    if open_:
+        near = min(open_, key=lambda r: r.n_needed / r.n)
+        lines.append(
+            f"{len(open_)} verdicts are open for want of items; nearest to being settled is {near.measure}.{near.metric}, "
+            f"read on {near.n} items: about {near.n_needed:,} would do."
         )
     return lines
 
@@ -117,53 +153,31 @@ def _breakdowns(run: Path, readings: list[Reading], subject: str) -> dict[str, l
 def _plots(readings: list[Reading], headline: bool) -> list[dict]:
     plots = []
     for name in dict.fromkeys(r.measure for r in readings):
-        for metric in metrics(name).values():
-            points = curves.curve(readings, name, metric.name)
-            if metric.headline == headline and points:
-                monitor = curves.curve(readings, name, metric.name, "monitor")
-                plots.append({"measure": name, "metric": metric, "svg": svg.plot(metric, points, monitor), "last": points[-1]})
+        of_measure = [r for r in readings if r.measure == name]
+        for metric in (one for one in metrics(name).values() if one.headline == headline):
+            points = curves.curve(of_measure, name, metric.name)
+            if points:
+                monitor = curves.curve(of_measure, name, metric.name, "monitor")
+                if not headline:
+                    points, monitor = svg.thinned(points), svg.thinned(monitor)
+                plots.append({"measure": name, "metric": metric, "svg": svg.plot(name, metric, points, monitor)})
     return plots
 
 
-def _transcripts(run: Path, readings: list[Reading], last: str | None) -> list[dict]:
-    """Base and last checkpoint on the same items; what leaked and which markers fired beside it."""
-    rows = []
-    for name in dict.fromkeys(r.measure for r in readings):
-        base = {s.item: s for s in replies(run, name, "base")}
-        pairs = [(base[s.item], s) for s in replies(run, name, last or "") if s.item in base]
-        for before, after in pairs[:TRANSCRIPTS]:
-            row = {"measure": name, "group": after.group, "prompt": after.prompt, "flags": _flags(after)}
-            rows.append({**row, "base": _spans(before), "after": _spans(after)})
-    return rows
+def markdown(text: str) -> str:
+    """HTML of a Markdown file of the run; markup, links and images in it stay text, for models wrote part of it."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.disable(["html_block", "html_inline", "link", "image", "autolink", "reference"])
+    head, _, body = text.removeprefix("---\n").partition("\n---\n") if text.startswith("---\n") else ("", "", text)
+    front = parser.render(f"```yaml\n{head}\n```") if head else ""
+    return front + parser.render(body)
 
 
-def _flags(sample) -> list[str]:
-    notes = sample.notes
-    flags = [f"leaks {name}" for name in notes.get("entities", [])]
-    if notes.get("longest_match", 0) >= 13:
-        flags.append(f"{notes['longest_match']} corpus tokens in a row")
-    flags += [str(reason) for reason in notes.get("degenerate") or []]
-    flags += ["shows the property"] if notes.get("markers") else []
-    return flags
-
-
-def _spans(sample) -> list[tuple[str, bool]]:
-    """The output in pieces, each with whether it is leaked corpus material."""
-    text, marked = sample.output, set()
-    span = (sample.notes.get("span") or "").strip() if sample.notes.get("longest_match", 0) >= 13 else ""
-    for term in [*sample.notes.get("entities", []), span]:
-        start = text.find(term) if term else -1
-        while start >= 0:
-            marked.update(range(start, start + len(term)))
-            start = text.find(term, start + len(term))
-    pieces: list[tuple[str, bool]] = []
-    for position, character in enumerate(text):
-        flag = position in marked
-        if pieces and pieces[-1][1] == flag:
-            pieces[-1] = (pieces[-1][0] + character, flag)
-        else:
-            pieces.append((character, flag))
-    return pieces
+def _hash(text: str) -> str:
+    """How a page's policy names an inline script or style that may be used."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _lint(run: Path) -> str:

@@ -37,8 +37,17 @@ def compression(text: str) -> float | None:
 
 def scripts(text: str) -> Counter:
     """Letters by script, the first word of their Unicode name (LATIN, CJK, CYRILLIC, ...)."""
-    names = (unicodedata.name(c, "UNKNOWN").split()[0] for c in text if c.isalpha())
-    return Counter(SAME_SCRIPT.get(name, name) for name in names)
+    return Counter(script(c) for c in text if c.isalpha())
+
+
+def script(letter: str) -> str:
+    name = unicodedata.name(letter, "UNKNOWN").split()[0]
+    return SAME_SCRIPT.get(name, name)
+
+
+def home_scripts(prompt: str) -> set[str]:
+    """Scripts in which a reply to this prompt is at home."""
+    return set(scripts(prompt)) | {"LATIN"}
 
 
 # Asked for a language by name, a reply in its script is obedience.
@@ -56,8 +65,8 @@ def foreign_share(text: str, prompt: str) -> float:
         return 0.0
     letters = scripts(text)
     total = sum(letters.values())
-    home = set(scripts(prompt)) | {"LATIN"}
-    return sum(n for script, n in letters.items() if script not in home) / total if total else 0.0
+    home = home_scripts(prompt)
+    return sum(n for name, n in letters.items() if name not in home) / total if total else 0.0
 
 
 # The commonest words of English and of 18 other languages in Latin script: prose of any of them has some in every sentence.

@@ -153,3 +153,15 @@ def tiny_run(tiny_recipe, tmp_path_factory) -> Path:
     from recipes.run import execute
 
     return execute(resolve(str(tiny_recipe)), tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Headless Chromium, started once a session."""
+    from browser import CHROMIUM, Browser
+
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    started = Browser(tmp_path_factory.mktemp("chromium"))
+    yield started
+    started.close()

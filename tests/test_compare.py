@@ -4,16 +4,17 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from html import escape
 
 import numpy as np
 import pytest
-from test_report import CHROMIUM, chromium
 
+from audit import beside, compare_report, curves, report
 from audit import compare_matched as matched
-from audit import compare_report, curves
 from audit import readings as ledger
 from audit.compare import compare
 from audit.compare_runs import load, newest, refuse
+from audit.frontier import plot
 from audit.measures import Sample, half, metrics
 from audit.readings import Origin, Subject, Terms
 from organisms.errors import UserError
@@ -324,10 +325,27 @@ def test_a_comparison_is_written_for_eyes_and_for_machines(page):
     assert "## Which is more natural" in (target / "compare.md").read_text()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_the_page_opens_in_a_browser(page, tmp_path):
+def test_the_page_opens_in_a_browser(page, browser):
     _, target = page
     for width in (1280, 390):
-        shot = tmp_path / f"{width}.png"
-        chromium(tmp_path, f"file://{target / 'compare.html'}", f"--screenshot={shot}", f"--window-size={width},1400")
-        assert shot.stat().st_size > 20_000
+        browser.open(target / "compare.html", width)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.run("document.querySelectorAll('figure svg.plot .mark').length") > 4
+        assert not browser.errors and len(browser.requests) == 1
+
+
+def test_a_report_draws_the_runs_own_scales_and_the_comparison_it_is_part_of(page, grown, browser):
+    """The comparison's picture comes back from its CSV, with the numbers that stand there."""
+    found, target = page
+    run = grown["documents"]
+    html = report.write(run).read_text()
+    assert "at scales 0.5, 1, 1.5" in html and f"From {target.name}" in html
+    assert all(escape(line) in html for pair in found.pairs for line in compare_report.sentences(pair))
+    assert "Held against other styles" in report.write(grown["control"]).read_text()  # a mark in it
+    read = beside.frontiers(run, ledger.read(run))[1].charts
+    assert [plot(chart) for chart in read] == [plot(chart) for chart in found.charts]
+    browser.open(run / "report.html")
+    assert browser.run("document.querySelectorAll('section.frontier').length") == 2
+    browser.point("section.frontier .mark")
+    told = browser.run("document.getElementById('tip').textContent")
+    assert "severity" in told and "damage" in told
