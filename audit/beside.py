@@ -29,11 +29,13 @@ class Beside:
 
 def frontiers(run: Path, readings: list[Reading]) -> list[Beside]:
     """What there is to draw for this run; nothing for one without other adapter scales that stands in no comparison."""
-    scaled = any(r.stage and not r.on_curve for r in readings)
-    return [found for found in (_own(run) if scaled else None, _compared(run)) if found and found.charts]
+    return [found for found in (own(run, readings), _compared(run)) if found and found.charts]
 
 
-def _own(run: Path) -> Beside | None:
+def own(run: Path, readings: list[Reading]) -> Beside | None:
+    """Severity and damage along the run's own adapter scales, where it was read at others than 1."""
+    if all(r.on_curve or not r.stage for r in readings):
+        return None
     try:
         grown = compare_runs.load(run)
         found = compare([grown], "scale", "contrast", [], None)

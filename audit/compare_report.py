@@ -33,7 +33,7 @@ def write(found: Comparison, target: Path, left_out: list[str]) -> None:
     write_atomic(target / "compare.md", markdown(found, left_out))
     write_atomic(target / "compare.html", html(found, target.name, left_out))
     write_atomic(target / "compare.csv", _csv(PAIR_COLUMNS, [_pair_row(p, t) for p in found.pairs for t in p.tests]))
-    write_atomic(target / "frontier.csv", _csv(POINT_COLUMNS, _points(found.charts)))
+    write_atomic(target / "frontier.csv", _csv(POINT_COLUMNS, points(found.charts)))
     write_atomic(target / SUMMARY, json.dumps(summary(found), indent=2, ensure_ascii=False) + "\n")
     if found.charts:
         frontier.draw(
@@ -214,7 +214,8 @@ def _pair_row(pair: Pair, test: Test) -> list:
     return [*names, *sum(sides, []), test.found and test.found.p, verdict, test.n_needed, test.reason]
 
 
-def _points(charts: list[Chart]) -> list[list]:
+def points(charts: list[Chart]) -> list[list]:
+    """The doses and marks of charts under POINT_COLUMNS."""
     found = []
     for chart in charts:
         drawn = [(line.label, "other axis" if line.faint else "dose", p) for line in chart.lines for p in line.points]

@@ -1,38 +1,35 @@
 """W&B as a view of a run directory: sends the lines of train.jsonl and readings.jsonl that it has not been sent yet.
 
-Live logging and replay are one path. Audits have their own axis (`tokens_seen`, beside `step`), because W&B drops what is
-logged at an older step. Offline without a login; `WANDB_MODE` decides otherwise, `disabled` sends nothing.
+Live logging and replay are one path. A metric is named `measure/metric`, so that W&B gives each measure its own panels, with
+`_low` and `_high` (the 95% interval), `_delta` (against the base) and `_monitor` (the other half of the items) beside it. All
+have their own axis, because W&B drops what is logged at an older step of its own: `tokens_seen`, or `step` where nothing was
+trained. On it no series ever goes back: a checkpoint that is read again after later ones stands in the tables only, until
+`again` replays the run.
 """
 
 import contextlib
-import netrc
-import os
-import re
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
+from audit import publish_views, wandb_run
 from audit import readings as ledger
+from audit.measures import MEASURES
 from audit.readings import Reading
-from audit.suite import replies
 from organisms.errors import UserError
-from organisms.files import is_a, read_json, read_jsonl, write_json
+from organisms.files import read_jsonl, write_json
 from organisms.folders import locked
 from organisms.manifest import found_manifest
 from organisms.strict import read_yaml
 
-STATE = "wandb.json"
-PROJECT = "natural-organisms"
 TRAINING_COLUMNS = (
     "loss", "kl_to_base", "act", "learning_rate", "grad_norm", "token_accuracy",
     "probe_kl", "probe_contrast", "probe_think",
 )  # fmt: skip
-READING_COLUMNS = (
-    "specimen", "stage", "step", "tokens_seen", "measure", "metric", "split", "value", "ci_low", "ci_high", "n",
-    "delta", "delta_low", "delta_high", "mde", "margin", "verdict", "reason", "data",
-)  # fmt: skip
+SERIES = {
+    "": "value", "_low": "ci_low", "_high": "ci_high",
+    "_delta": "delta", "_delta_low": "delta_low", "_delta_high": "delta_high",
+}  # fmt: skip
 
 
 class Publisher:
@@ -44,28 +41,33 @@ class Publisher:
 
     def __init__(self, run: Path, again: bool = False):
         self.run = run
-        self.mode = wandb_mode()
+        self.mode = wandb_run.mode()
         self.again = again
         self.lost = ""
         self._wandb: Any = None
         self._state: dict = {}
+        self._axis = "tokens_seen"
+        self._whole = False
+        self._size = -1
+        self._late: set[str] = set()
 
     def __enter__(self) -> "Publisher":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if self._wandb is not None:
-            self._reaching(lambda: self._wandb.finish(exit_code=0 if kind is None else 1))
+            self._reaching(lambda: wandb_run.finish(self.run, self._wandb, self._whole, failed=kind is not None))
 
     def alert(self, title: str, text: str) -> None:
         """An alert in W&B, as its user has set them up (mail, Slack)."""
         if self.mode != "disabled":
             self._reaching(lambda: self._open().alert(title=title, text=text, wait_duration=0))
 
-    def send(self, final: bool = False) -> None:
-        """Send what is new; `final` adds the readings table, transcripts and the report as an artifact."""
+    def send(self, final: bool = False) -> str:
+        """Send what is new; `final` adds tables, pictures, the report and the organism card. Returns the W&B id."""
         if self.mode != "disabled":
             self._reaching(lambda: self._send(final))
+        return self._state.get("id", "disabled")
 
     def _reaching(self, call: Callable[[], None]) -> None:
         import wandb
@@ -83,142 +85,114 @@ class Publisher:
 
     def _send(self, final: bool) -> None:
         run = self._open()
-        self._send_training(run)
-        self._send_readings(run)
+        rows = self._training() + self._readings(run)
+        for place, values in sorted(rows, key=lambda row: row[0]):
+            run.log({"tokens_seen": place[0], "step": place[1], **values})
         if final:
-            self._send_final(run)
-        write_json(self.run / STATE, self._state)
+            run.config.update(self._config(), allow_val_change=True)
+            publish_views.send(run, self.run)
+            if self._late:
+                print(f"W&B: {', '.join(sorted(self._late))} read again after later checkpoints: in the tables, not the curves")
+        write_json(self.run / wandb_run.STATE, self._state)
+
+    def _recipe(self) -> dict:
+        path = self.run / "recipe.yaml"
+        return read_yaml(path) if path.is_file() else {}
+
+    def _config(self) -> dict:
+        """The recipe and the manifest as they stand, and on top what tells two runs apart."""
+        manifest = found_manifest(self.run)
+        names = {
+            "recipe": "digest", "organism": "organism_fingerprint", "base": "base_revision", "template": "template_hash"
+        }  # fmt: skip
+        return {
+            "recipe": self._recipe(),
+            "manifest": manifest,
+            "digests": {name: manifest[key] for name, key in names.items() if key in manifest},
+            "engine": manifest.get("engine", {}),
+            "versions": manifest.get("versions", {}),
+        }
 
     def _open(self) -> Any:
         if self._wandb is not None:
             return self._wandb
-        import wandb
-
-        path = self.run / STATE
-        if path.is_file() and not self.again:
-            self._state = _state(path)
-        else:
-            self._state = {
-                "id": f"{re.sub(r'[^a-zA-Z0-9_.-]+', '_', self.run.name)}-{secrets.token_hex(2)}",
-                "train": {},
-                "readings": 0,
-            }
-            write_json(path, self._state)  # before the id is used, so that a run that is killed goes on in the same one
-        config = {
-            "recipe": read_yaml(self.run / "recipe.yaml") if (self.run / "recipe.yaml").is_file() else {},
-            "manifest": found_manifest(self.run),
-        }
-        self._wandb = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            id=self._state["id"],
-            name=self.run.name,
-            group=os.environ.get("WANDB_RUN_GROUP") or config["manifest"].get("organism"),  # a sweep's name, where one runs it
-            dir=str(self.run),
-            mode=self.mode,
-            resume="allow",
-            reinit="create_new",  # not the process's global run: TRL would write its address into every model card
-            config=config,
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        self._wandb.define_metric("tokens_seen")
-        self._wandb.define_metric("step")
-        for prefix in ("train/*", "audit/*", "monitor/*"):
-            self._wandb.define_metric(prefix, step_metric="tokens_seen")
+        self._state = wandb_run.state(self.run, self.again)
+        config = self._config()
+        known = ledger.read(self.run)
+        group = config["manifest"].get("organism") or (known[0].organism if known else None)
+        self._wandb = wandb_run.start(self.run, self._state["id"], group, "train" if config["recipe"] else "audit", config)
+        self._whole = not self._wandb.resumed
+        nothing = {"id": self._state["id"], "train": {}, "readings": 0, "fronts": {}}
+        self._state = nothing if self._whole else nothing | self._state
+        # Coefficients, prompts and adapters from elsewhere have seen no tokens here.
+        self._axis = "tokens_seen" if config["recipe"].get("stages") else "step"
+        for name in ("tokens_seen", "step"):
+            self._wandb.define_metric(name)
+        for name in ("train", *MEASURES):
+            self._wandb.define_metric(f"{name}/*", step_metric=self._axis)
         return self._wandb
 
-    def _send_training(self, run: Any) -> None:
+    def _training(self) -> list[tuple]:
+        """((tokens seen, step), values) of the lines of train.jsonl that were not sent."""
         path = self.run / "train.jsonl"
+        found = []
         needs = {"stage": str, "step": int, "tokens_seen": int}
         for row in read_jsonl(path, needs) if path.is_file() else []:
-            if row["step"] <= self._state["train"].get(row["stage"], 0):
-                continue
-            values = {f"train/{k}": row[k] for k in TRAINING_COLUMNS if row.get(k) is not None}
-            run.log({"tokens_seen": row["tokens_seen"], "step": row["step"], **values})
-            self._state["train"][row["stage"]] = row["step"]
+            if row["step"] > self._state["train"].get(row["stage"], 0):
+                values = {f"train/{k}": row[k] for k in TRAINING_COLUMNS if row.get(k) is not None}
+                found.append(((row["tokens_seen"], row["step"]), values))
+                self._state["train"][row["stage"]] = row["step"]
+        return found
 
-    def _send_readings(self, run: Any) -> None:
+    def _readings(self, run: Any) -> list[tuple]:
+        """The same of readings.jsonl, a row a specimen; what is no point of the curve goes into the summary."""
         path = self.run / ledger.READINGS
-        rows = read_jsonl(path) if path.is_file() else []
-        fresh = [ledger.parse(row, str(path)) for row in rows[self._state["readings"] :]]
-        for specimen in dict.fromkeys(reading.specimen for reading in fresh):
-            chosen = [reading for reading in fresh if reading.specimen == specimen]
-            values: dict[str, float] = {}
-            for reading in chosen:
-                values.update(_logged(reading))
-            if specimen != "base" and not chosen[0].on_curve:  # no point of the curve: it stands beside it
-                read = {k.partition("/")[2]: v for k, v in values.items() if k.startswith("audit/")}
-                run.summary.update({f"{specimen}/{name}": v for name, v in read.items()})
-            elif values:
-                run.log({"tokens_seen": chosen[0].tokens_seen, "step": chosen[0].step, **values})
-        self._state["readings"] = len(rows)
+        size = path.stat().st_size if path.is_file() else 0
+        if size == self._size:
+            return []
+        self._size = size
+        lines = read_jsonl(path) if size else []
+        latest = {r.key: r for r in (ledger.parse(line, str(path)) for line in lines[self._state["readings"] :])}
+        self._state["readings"] = len(lines)
+        by_specimen: dict[str, list[Reading]] = {}
+        for reading in sorted(latest.values(), key=self._place):
+            by_specimen.setdefault(reading.specimen, []).append(reading)
+        rows = []
+        for specimen, chosen in by_specimen.items():
+            if not chosen[0].on_curve:
+                run.summary.update({f"{specimen}/{key}": value for r in chosen for key, value in _logged(r).items()})
+            if chosen[0].on_curve or specimen == "base":
+                rows.append(((chosen[0].tokens_seen, chosen[0].step), self._forward(chosen)))
+        return [row for row in rows if row[1]]
 
-    def _send_final(self, run: Any) -> None:
-        import wandb
+    def _place(self, reading: Reading) -> int:
+        return getattr(reading, self._axis)
 
-        everything = ledger.read(self.run)
-        table = wandb.Table(columns=list(READING_COLUMNS), data=[[getattr(r, c) for c in READING_COLUMNS] for r in everything])
-        run.log({"readings": table, "transcripts": _transcripts(wandb, self.run, everything)})
-        artifact = wandb.Artifact(self.run.name, type="organism-run")
-        for name in ("report.html", "curves.png", "readings.jsonl", "checkpoints.jsonl", "manifest.json", "recipe.yaml"):
-            if (self.run / name).is_file():
-                artifact.add_file(str(self.run / name))
-        run.log_artifact(artifact)
-
-
-def _state(path: Path) -> dict:
-    """What has been sent. Raises UserError where it cannot be told."""
-    remedy = "send the run as a new one: make publish run=DIR again=1"
-    state = read_json(path, remedy)
-    if not (is_a(state.get("id"), str) and is_a(state.get("train"), dict) and is_a(state.get("readings"), int)):
-        raise UserError(f"{path} does not say what was sent (id, train, readings); {remedy}")
-    return state
+    def _forward(self, chosen: list[Reading]) -> dict[str, float]:
+        """Values of one specimen, but for measures that have been sent at a later place."""
+        values: dict[str, float] = {}
+        fronts = self._state["fronts"]
+        for reading in chosen:
+            if self._place(reading) >= fronts.get(reading.measure, 0):
+                values |= _logged(reading)
+            elif reading.on_curve:
+                self._late.add(reading.specimen)
+        for reading in chosen:
+            fronts[reading.measure] = max(fronts.get(reading.measure, 0), self._place(reading))
+        return values
 
 
 def _logged(reading: Reading) -> dict[str, float]:
-    """Curve points of a reading: `audit/` is the holdout half, `monitor/` the other one."""
-    prefix = f"{'audit' if reading.split == 'holdout' else 'monitor'}/{reading.measure}/{reading.metric}"
-    values = {"": reading.value, "/delta": reading.delta, "/delta_low": reading.delta_low, "/delta_high": reading.delta_high}
-    return {prefix + suffix: value for suffix, value in values.items() if value is not None}
-
-
-def _transcripts(wandb: Any, run: Path, everything: list[Reading]) -> Any:
-    """Base and last checkpoint side by side, as many items as a table stays readable with."""
-    table = wandb.Table(columns=["measure", "item", "prompt", "base", "specimen", "reply"])
-    last = max((r for r in everything if r.on_curve), key=lambda r: (r.tokens_seen, r.step), default=None)
-    if last is None:
-        return table
-    for name in dict.fromkeys(r.measure for r in everything):
-        base = {s.item: s for s in replies(run, name, "base")}
-        for sample in replies(run, name, last.specimen)[:40]:
-            if sample.item in base:
-                table.add_data(name, sample.item, sample.prompt, base[sample.item].output, last.specimen, sample.output)
-    return table
-
-
-def wandb_mode() -> str:
-    """`WANDB_MODE` where it is set; otherwise online with a login and offline without one."""
-    mode = os.environ.get("WANDB_MODE", "").strip().lower()
-    if mode in ("online", "offline", "disabled"):
-        return mode
-    if mode == "dryrun":
-        return "offline"
-    return "online" if _logged_in() else "offline"
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc().authenticators(host or "") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+    """`measure/metric` and its bounds, where they have values."""
+    name = f"{reading.measure}/{reading.metric}{'' if reading.split == 'holdout' else '_monitor'}"
+    found = {name + suffix: getattr(reading, column) for suffix, column in SERIES.items()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def publish(run: Path, again: bool = False) -> str:
     """Send a finished run; `again` replays all of it into a new W&B run. Returns the W&B id."""
     with locked(run), Publisher(run, again) as publisher:
-        publisher.send(final=True)
+        sent = publisher.send(final=True)
     if publisher.lost:
         raise UserError(publisher.lost)
-    return publisher._state.get("id", "disabled")
+    return sent

@@ -83,7 +83,7 @@ def final_specimen(run: Path, readings: list[Reading]) -> str | None:
     """Whom the run ends with: as its manifest says, the last checkpoint otherwise; None where only the base was read."""
     stages = [r for r in readings if r.on_curve]
     last = max(stages, key=lambda r: (r.tokens_seen, r.step)).specimen if stages else None
-    return foundfound_manifest(run).get("final", last)
+    return found_manifest(run).get("final", last)
 
 
 def _summary(readings: list[Reading], last: str | None) -> list[str]:
