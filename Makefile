@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install recipe check audit sweep scale compare dose report card publish test lint check-deps bench organisms train recipes tests
+.PHONY: help install recipe check audit sweep scale compare dose report card export publish test lint check-deps bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -24,6 +24,7 @@ help:
 	@echo 'make dose run=DIR [scales="0.5 1.5"]           audit a finished run at other adapter scales'
 	@echo 'make report run=DIR                            rebuild report.html and curves.png from the readings'
 	@echo 'make card run=DIR                              rewrite the organism card, README.md in the run directory'
+	@echo 'make export run=DIR [format=csv|parquet]       the readings as a table, readings.csv or readings.parquet'
 	@echo 'make publish run=DIR                           send a run to W&B (again=1: as a new W&B run)'
 	@echo 'make test                                      the tests (all=1: with the slow ones, trained end to end)'
 	@echo 'make check-deps                                known vulnerabilities of constraints.txt, by pip-audit; ends with 1 where'
@@ -71,8 +72,11 @@ scale: .venv/.installed
 	@$(RUN) recipes.scale
 
 # Without organism=, runs= names the run directories themselves; with it, where they are kept.
+
+# Without organism=, runs= names the run directories themselves; with it, where they are kept. The shell takes $$runs from the
+# environment, into which make puts what stands on its command line, so that quotes in it reach the program.
 compare: .venv/.installed
-	@$(RUN) recipes.compare $(if $(organism),--organism '$(organism)' $(if $(runs),--runs '$(runs)'),$(runs)) \
+	@$(RUN) recipes.compare $(if $(organism),--organism '$(organism)' $(if $(runs),--runs "$$runs"),--named "$$runs") \
 	  $(if $(axis),--axis '$(axis)') $(if $(severity),--severity '$(severity)') \
 	  $(if $(without),--without $(without)) $(if $(at),--at $(at))
 
@@ -84,6 +88,9 @@ report: .venv/.installed
 
 card: .venv/.installed
 	@$(RUN) audit card '$(run)'
+
+export: .venv/.installed
+	@$(RUN) audit export '$(run)' $(if $(format),--format '$(format)')
 
 publish: .venv/.installed
 	@$(RUN) audit publish '$(run)' $(if $(again),--again)

@@ -29,6 +29,11 @@ def main() -> None:
     report.add_argument("run", type=Path)
     card = commands.add_parser("card", help="(re)write the organism card, README.md in the run directory")
     card.add_argument("run", type=Path)
+    export = commands.add_parser(
+        "export", help="the readings as a table: readings.csv or readings.parquet in the run directory"
+    )
+    export.add_argument("run", type=Path)
+    export.add_argument("--format", choices=("csv", "parquet"), default="csv")
     publish = commands.add_parser("publish", help="send a run's curves, tables and report to W&B")
     publish.add_argument("run", type=Path)
     publish.add_argument("--again", action="store_true", help="as a new W&B run, everything from the start")
@@ -56,6 +61,10 @@ def main() -> None:
         from audit import card, report
 
         print((report if arguments.command == "report" else card).write(arguments.run))
+    elif arguments.command == "export":
+        from audit.export import write
+
+        print(write(arguments.run, arguments.format))
     else:
         from audit.publish import publish as send
 

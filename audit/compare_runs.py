@@ -1,5 +1,6 @@
 """What a comparison reads of run directories: which runs, whether they may be held side by side, their doses and items."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def refuse(runs: list[Grown], severity: str, without: list[str]) -> None:
             groups.setdefault(
                 next((key for key, g in groups.items() if not _difference(g[0], run, without)), run.path.name), []
             ).append(run)
-        told = "; ".join(f'make compare runs="{" ".join(str(run.path) for run in group)}"' for group in groups.values())
+        told = "; ".join(f'make compare runs="{shlex.join(str(run.path) for run in group)}"' for group in groups.values())
         raise UserError(
             "these runs cannot be held side by side:\n  " + "\n  ".join(differing) + "\n`make recipe=NAME` reads again what an "
             "audit has changed since, without training; without=MEASURE leaves one out; comparable with one another: " + told

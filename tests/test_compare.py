@@ -2,11 +2,16 @@
 
 import csv
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html import escape
+from pathlib import Path
 
 import numpy as np
+import offline
 import pytest
 
 from audit import beside, compare_report, curves, report
@@ -16,13 +21,17 @@ from audit.compare import compare
 from audit.compare_runs import load, newest, refuse
 from audit.frontier import plot
 from audit.measures import Sample, half, metrics
+from audit.publish import publish
 from audit.readings import Origin, Subject, Terms
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_json, write_jsonl
 from organisms.sealed import write_sealed
+from recipes.compare import named
 from recipes.dose import dose
 from recipes.recipe import resolve
 from recipes.run import execute
+
+ROOT = Path(__file__).parent.parent
 
 # The method, on numbers
 
@@ -253,6 +262,57 @@ def test_a_dose_that_must_not_be_believed_ends_the_curve(tmp_path):
     assert high.reason == "documents cannot be read as far as there: sft-000020: gibberish"
 
 
+# The face
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    """`make` from the checkout, with this Python and nothing installed."""
+    command = ["make", "--old-file=.venv/.installed", f"RUN={shlex.quote(sys.executable)} -m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two words") / "my runs"
+    return [plant(root, "documents"), plant(root, "transcripts", drift=(0.3, 0.6)), plant(root, "control")]
+
+
+def test_runs_in_directories_with_spaces_are_named_with_quotes_or_stars(spaced):
+    root = spaced[0].parent
+    assert named(shlex.join(map(str, spaced))) == spaced
+    assert named(f"'{root}/documents-0' \"{root}\"/trans*") == spaced[:2]
+    assert named(str(spaced[0])) == spaced[:1] and named("") == named("  ") == []
+    with pytest.raises(UserError, match=r"there is no directory .*two.*quote one with spaces"):
+        named(" ".join(map(str, spaced)))
+    with pytest.raises(UserError, match="No closing quotation"):
+        named(f"'{root}")
+
+
+def test_make_compare_takes_them_and_leaves_its_pages_and_a_wandb_run_beside_them(spaced, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    done = make("compare", f"runs={shlex.join(map(str, spaced))}", "at=0.2")
+    assert done.returncode == 0, done.stderr
+    assert "documents is more natural than transcripts on drift.kl" in " ".join(done.stdout.split())
+    (target,) = spaced[0].parent.glob("compare-flattery-*")
+    record = offline.started(target)
+    assert (record.run_group, record.job_type) == ("flattery", "compare")
+    assert offline.summary(target)["in_words"] == "\n".join(json.loads((target / "compare.json").read_text())["told"])
+    pairs = offline.table(target, "compare/pairs")
+    lines = list(csv.reader((target / "compare.csv").open()))
+    assert pairs["columns"] == lines[0] and len(pairs["data"]) == len(lines) - 1
+    place = pairs["columns"].index("difference")
+    assert [row[place] for row in pairs["data"]] == [float(line[place]) for line in lines[1:]]
+    assert len(offline.table(target, "compare/frontier")["data"]) > 8
+    assert any("compare/frontier_picture/path" in row for row in offline.history(target))
+    again = make("compare", f"runs={shlex.join(map(str, spaced))}", "at=0.2")
+    assert again.returncode == 0 and len(list(target.glob("wandb/offline-run-*"))) == 1
+    assert offline.started(target).run_id == record.run_id
+
+
+def test_make_export_takes_a_directory_with_spaces(spaced):
+    assert make("export", f"run={spaced[0]}", "format=parquet").stdout.strip() == str(spaced[0] / "readings.parquet")
+
+
 # From real runs to a page
 
 
@@ -332,6 +392,18 @@ def test_the_page_opens_in_a_browser(page, browser):
         assert browser.run("document.documentElement.scrollWidth") <= width
         assert browser.run("document.querySelectorAll('figure svg.plot .mark').length") > 4
         assert not browser.errors and len(browser.requests) == 1
+
+
+def test_wandb_gets_the_frontier_of_a_run_at_several_scales(grown, tmp_path, monkeypatch):
+    copy = tmp_path / grown["documents"].name
+    shutil.copytree(grown["documents"], copy)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    publish(copy)
+    points = offline.table(copy, "report/frontier")
+    place = points["columns"].index("specimen")
+    assert {"sft-000004@0.5", "sft-000004", "sft-000004@1.5"} <= {row[place] for row in points["data"]}
+    assert any("report/frontier_picture/path" in row for row in offline.history(copy))
+    assert "sft-000004@1.5/drift/kl" in offline.summary(copy)
 
 
 def test_a_report_draws_the_runs_own_scales_and_the_comparison_it_is_part_of(page, grown, browser):
