@@ -17,7 +17,7 @@ from organisms.errors import UserError
 
 @dataclass(frozen=True)
 class Beside:
-    """title and note: what is drawn; told: sentences of a comparison; page: its directory's name, empty for a run alone."""
+    """title, note: what is drawn; told: a comparison's sentences about this run's style; page: its directory, or empty."""
 
     title: str
     note: str
@@ -55,7 +55,9 @@ def _compared(run: Path) -> Beside | None:
             axis = "adapter scale" if said["axis"] == "scale" else "training steps"
             note = f"{', '.join(said['styles'])} at matched severity, dose along {axis}."
             charts = read_charts(path.parent / "frontier.csv", said["styles"], said["unit"])
-            return Beside("Held against other styles", note, said["styles"], charts, said["told"], path.parent.name)
+            own = said["runs"][run.resolve().name]
+            told = [one["text"] for one in said["told"] if own in one["styles"]]
+            return Beside("Held against other styles", note, said["styles"], charts, told, path.parent.name)
     return None
 
 

@@ -42,16 +42,19 @@ def write(found: Comparison, target: Path, left_out: list[str]) -> None:
 
 
 def summary(found: Comparison) -> dict:
-    """compare.json, by which a report finds a comparison that its run is part of: runs, axis, styles, severity, sentences."""
-    runs = {run.path.resolve().name for style in found.styles for run in style.runs}
+    """compare.json, by which a report finds a comparison that its run is part of.
+
+    runs: name -> its style's label, empty for what stands beside the styles; told: the sentences, each with its two styles.
+    """
+    labels = {run.path.resolve().name: style.label for style in found.styles for run in style.runs}
     return {
         "organism": found.styles[0].runs[0].organism,
-        "runs": sorted(runs | found.beside),
+        "runs": dict.fromkeys(sorted(found.beside), "") | labels,
         "axis": found.axis,
         "severity": found.severity.name,
         "unit": found.unit,
         "styles": [style.label for style in found.styles],
-        "told": [line for pair in found.pairs for line in sentences(pair)],
+        "told": [{"styles": [p.first.label, p.second.label], "text": line} for p in found.pairs for line in sentences(p)],
     }
 
 

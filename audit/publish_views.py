@@ -67,7 +67,7 @@ def compared(folder: Path) -> str:
     if (folder / "frontier.png").is_file():
         views["compare/frontier_picture"] = wandb.Image(str(folder / "frontier.png"))
     run.log(views)
-    run.summary.update({"in_words": "\n".join(said["told"])})
+    run.summary.update({"in_words": "\n".join(one["text"] for one in said["told"])})
     names = ("compare.html", "compare.md", "compare.csv", "frontier.csv", "frontier.png", SUMMARY)
     _artifact(run, folder, "comparison", names)
     wandb_run.finish(folder, run, whole=True)
