@@ -71,8 +71,6 @@ sweep: .venv/.installed
 scale: .venv/.installed
 	@$(RUN) recipes.scale
 
-# Without organism=, runs= names the run directories themselves; with it, where they are kept.
-
 # Without organism=, runs= names the run directories themselves; with it, where they are kept. The shell takes $$runs from the
 # environment, into which make puts what stands on its command line, so that quotes in it reach the program.
 compare: .venv/.installed
