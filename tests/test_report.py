@@ -12,7 +12,8 @@ from audit.measures import MEASURES, metrics
 from audit.svg import thinned, ticks
 from audit.table import difference, number
 from organisms.errors import UserError
-from organisms.files import read_jsonl, write_json, write_jsonl
+from organisms.files import read_jsonl, write_jsonl
+from organisms.sealed import write_sealed
 
 
 def test_the_report_stands_alone(tiny_run):
@@ -84,7 +85,7 @@ def planted(tiny_run, tmp_path_factory):
     write_jsonl(copy / "readings.jsonl", lines)
     manifest = json.loads((copy / "manifest.json").read_text())
     alarms = [{"action": everything, "text": everything, "specimen": "sft-000004"}]
-    write_json(copy / "manifest.json", {**manifest, "base_note": everything, "alarms": alarms})
+    write_sealed(copy / "manifest.json", {**manifest, "base_note": everything, "alarms": alarms})
     for name in ("README.md", "recipe.yaml", "data/sft.lint.md"):
         (copy / name).write_text("\n\n".join([*PLANTS, "```", *PLANTS, "```", f"| a |\n|---|\n| {everything} |"]))
     report.write(copy)
