@@ -315,6 +315,6 @@ def test_a_report_draws_the_runs_own_scales_and_the_comparison_it_is_part_of(pag
     assert [plot(chart) for chart in read] == [plot(chart) for chart in found.charts]
     browser.open(run / "report.html")
     assert browser.run("document.querySelectorAll('section.frontier').length") == 2
-    browser.point("section.frontier .mark")
+    browser.point("section.frontier svg.plot .mark")
     told = browser.run("document.getElementById('tip').textContent")
     assert "severity" in told and "damage" in told
