@@ -115,7 +115,7 @@ class EndpointJudge:
         messages = [{"role": "user", "content": question.question}]
         # The second token only shows whether numbers are split.
         most = len(question.question) // CHARACTERS + 10
-        choice = self.endpoint.ask(messages, most, max_tokens=2, temperature=0, logprobs=True, top_logprobs=20)
+        choice = self.endpoint.ask(messages, most, max_tokens=2, temperature=0, logprobs=True, top_logprobs=20).choices[0]
         content = getattr(choice.logprobs, "content", None)
         if not content or not content[0].top_logprobs:
             raise UserError(f"{self.endpoint.name} returns no log-probabilities; take a model or server that does")

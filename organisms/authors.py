@@ -98,21 +98,24 @@ class LocalAuthor:
 class EndpointAuthor:
     """An OpenAI-compatible chat endpoint that writes, each reply handed on as it comes.
 
-    A chat endpoint opens the assistant's turn itself, so drafts with a prefill are refused.
+    A chat endpoint opens the assistant's turn itself, so drafts with a prefill are refused. No reply is asked for that could
+    lead beyond the cap.
     """
 
     def __init__(self, plan: WriterPlan):
-        timeout, cap = 600, plan.max_cost_tokens
-        self.endpoint = Endpoint("writer", "writer", plan.endpoint, plan.model, plan.key_env, plan.workers, timeout, cap)
-        self.name, self.identity, self.cap, self.together = plan.name, plan.identity(), cap, 1
+        self.name, self.identity, self.together = plan.name, plan.identity(), 1
+        self.endpoint = Endpoint(
+            "writer", "writer", plan.endpoint, plan.model, plan.key_env, plan.workers, timeout=600, cap=plan.max_cost_tokens
+        )
 
     def write(self, drafts: list[Draft]) -> Iterator[tuple[int, Written]]:
-        refuse(self.name, self.cap, [Writing.of(drafts)], self.endpoint.spent)
+        refuse(self.name, self.endpoint.cap, [Writing.of(drafts)], self.endpoint.spent)
         return self.endpoint.each(drafts, self._one)
 
     def _one(self, draft: Draft) -> Written:
         options = {"max_tokens": draft.max_new_tokens, "temperature": draft.temperature, "seed": draft.seed}
-        choice = self.endpoint.ask(draft.messages, draft.read + draft.max_new_tokens, **options)
+        reply = self.endpoint.ask(draft.messages, draft.read + draft.max_new_tokens, **options)
+        choice = reply.choices[0]
         text = (choice.message.content or "").encode("utf-8", "replace").decode()  # half a surrogate pair becomes ?
         return Written(text, choice.finish_reason == "stop")
 
