@@ -12,6 +12,7 @@ from organisms.data import SETS
 from organisms.engines.load import EnginePlan
 from organisms.errors import UserError
 from organisms.organism import Purpose, Strict
+from organisms.served import EndpointPlan
 from organisms.strict import nearest, validate
 
 Suite = Literal["quick", "full"]
@@ -28,6 +29,9 @@ class AuditPlan(Strict):
     options: dict[str, dict[str, Any]] = Field(default={}, description="measure -> its own options, see its file")
     limit: int | None = Field(default=None, gt=0, description="most items a measure asks")
     engine: EnginePlan = EnginePlan()
+    endpoint: EndpointPlan | None = Field(
+        default=None, description="how a base that is an endpoint is asked; no other base has it"
+    )
     judge: JudgePlan | None = Field(default=None, description="who judges replies; None: rules only")
     monitor: MonitorPlan = MonitorPlan()
     purpose: Purpose | None = Field(default=None, description="profile of margins; None: the organism's")

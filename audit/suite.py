@@ -11,7 +11,7 @@ from audit.answers import TOGETHER, Answers
 from audit.ask import ask
 from audit.config import AuditPlan
 from audit.judge import Judge
-from audit.measures import MEASURES, Asked, Context, Corpus, NotApplicable, Sample, half, measure
+from audit.measures import MEASURES, Asked, Context, Corpus, NotApplicable, Request, Sample, half, measure
 from audit.readings import Origin, Reading, Subject, Terms
 from organisms.engines import Divergence, Engine
 from organisms.errors import UserError
@@ -29,7 +29,8 @@ class Job:
     """What is the same for every specimen of a run.
 
     labels: run, recipe, organism, style, base, as they stand in each reading; revision: the base's, for the cache;
-    margins: `measure.metric` -> (margin, where it comes from); parameters: of the base, None where unknown.
+    margins: `measure.metric` -> (margin, where it comes from); parameters: of the base, None where unknown; lacks: why a request
+    cannot be answered by what runs the base, None where it can.
     """
 
     run: Path
@@ -42,6 +43,7 @@ class Job:
     margins: dict[str, tuple[float | None, str]]
     parameters: int | None = None
     judge: Judge | None = None
+    lacks: Callable[[Request], str | None] = lambda request: None
     say: Callable[[str], None] = print
 
 
@@ -84,7 +86,10 @@ def audit_specimen(job: Job, engine: Engine, specimen: Specimen, place: Place) -
     """
     if place.step > 0:
         for part in specimen.parts():
-            check_alive(engine, part, job.renderer)
+            if job.lacks(Divergence((), ())):
+                engine.check_alive(part)
+            else:
+                check_alive(engine, part, job.renderer)
     return _audit(job, engine, specimen, place, _samples(job, BASE.name), job.plan.measures)
 
 
@@ -126,14 +131,14 @@ def _audit(
     present = {r.key: r for r in ledger.read(job.run)}
     subject = Subject(**job.labels, specimen=specimen.name, scale=specimen.dose, **dataclasses.asdict(place))
     prompted = _samples(job, "prompted") if specimen.name not in (BASE.name, "prompted") else {}
-    context = context_of(job.plan, job.renderer, job.organism, job.corpus, specimen, base, job.parameters)
+    context = context_of(job.plan, job.renderer, job.organism, job.corpus, specimen, base, job.parameters, job.lacks)
     made = []
     for name in names:
         module = measure(name)
         samples_path = samples_file(job.run, name, specimen.name)
         origin = Origin(job.plan.suite, engine.identity["engine"], "", "", 0.0, str(samples_path.relative_to(job.run)))
         try:
-            asked = module.requests(context)
+            asked, left_out = answerable(module.requests(context), job.lacks)
         except NotApplicable as reason:
             lines = ledger.not_applicable(subject, name, module.METRICS, origin, str(reason))
             made += _append_new(job, lines, present) if record else []
@@ -156,14 +161,29 @@ def _audit(
             {key.partition(".")[2]: value for key, value in job.margins.items() if key.partition(".")[0] == name},
             {s.metric: s.reason for s in (job.organism.side_effects if job.organism else []) if s.measure == name},
             prompted.get(name),
-            _guards(module, context, samples, None if base is None else base[name]),
+            _guards(module, context, samples, None if base is None else base[name], left_out),
         )
         lines = ledger.build(subject, name, module.METRICS, samples, None if base is None else base[name], origin, terms)
         made += _append_new(job, lines, present) if record else []
     return made
 
 
-def context_of(plan: AuditPlan, renderer, organism, corpus, specimen=BASE, base=None, parameters=None) -> Context:
+def answerable(asked: list[Asked], lacks: Callable[[Request], str | None]) -> tuple[list[Asked], str]:
+    """(requests that can be answered, why others are left out: empty where none is).
+
+    Raises NotApplicable where none can be.
+    """
+    reasons = [lacks(one.request) for one in asked]
+    found = [one for one, reason in zip(asked, reasons, strict=True) if reason is None]
+    told = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    if asked and not found:
+        raise NotApplicable(told)
+    return found, told and f"{len(asked) - len(found)} of {len(asked)} requests were not asked: {told}"
+
+
+def context_of(
+    plan: AuditPlan, renderer, organism, corpus, specimen=BASE, base=None, parameters=None, lacks=lambda request: None
+) -> Context:
     """What the measures of a plan are given to look at."""
     return Context(
         specimen,
@@ -177,17 +197,20 @@ def context_of(plan: AuditPlan, renderer, organism, corpus, specimen=BASE, base=
         limit=plan.limit,
         parameters=parameters,
         judged=plan.judge is not None,
+        lacks=lacks,
     )
 
 
-def _guards(module, context: Context, samples: list[Sample], base: list[Sample] | None) -> dict:
-    """What the measure says must not be believed: split -> metric -> (verdict, reason)."""
-    if not hasattr(module, "guard"):
-        return {}
+def _guards(module, context: Context, samples: list[Sample], base: list[Sample] | None, left_out: str) -> dict:
+    """What the measure says must not be believed: split -> metric -> (verdict, reason); and what was not asked."""
     found = {}
     for split in ("monitor", "holdout"):
         own, others = ([s for s in rows if half(s.unit) == split] for rows in (samples, base or []))
-        found[split] = module.guard(context, own, None if base is None else others) if own else {}
+        scored = {name for sample in own for name in sample.scores}
+        unread = [metric.name for metric in module.METRICS if left_out and metric.name not in scored]
+        found[split] = dict.fromkeys(unread, ("not_applicable", f"no item of this half concerns it; {left_out}"))
+        if own and hasattr(module, "guard"):
+            found[split] |= module.guard(context, own, None if base is None else others)
     return found
 
 
@@ -222,6 +245,7 @@ def _measure(
         else:
             answers += kept.to(new, len(answers), lambda group: ask(engine, context.specimen, group, job.judge)[0])
         new = module.follow_up(context, asked, answers) if hasattr(module, "follow_up") else []
+        new = [one for one in new if job.lacks(one.request) is None]
         asked += new
     seconds = stored["seconds"] if stored else round(kept.seconds, 1)
     if cached is not None and not stored:

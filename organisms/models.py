@@ -12,6 +12,7 @@ from organisms import hub
 from organisms.errors import Missing, UserError, first_line
 from organisms.files import cache_dir, digest, file_sha256, named_path, read_json, write_json
 from organisms.folders import staged
+from organisms.served import is_endpoint
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -58,6 +59,8 @@ def resolve(name: str) -> Base:
     if name == EMBEDDED:
         directory = _embedded_directory()
         return Base(name, directory, f"gguf-{EMBEDDED_SHA256[:12]}", note=EMBEDDED_NOTE)
+    if is_endpoint(name):
+        raise UserError(f"base {name}: an endpoint can be audited (make audit base={name}), its weights are not here")
     path = named_path(name)
     if name and path.is_dir():
         return _local(name, path)
@@ -69,6 +72,15 @@ def resolve(name: str) -> Base:
             "owner/model@revision)"
         )
     return _hub(name)
+
+
+def described(name: str) -> Base:
+    """As `resolve`, for who needs a base's tokenizer and configuration alone: a directory need not hold its weights."""
+    path = Path(name).expanduser()
+    if name == EMBEDDED or not path.is_dir():
+        return resolve(name)
+    files = sorted(file for pattern in DESCRIPTION_FILES for file in path.glob(pattern) if not file.name.endswith("index.json"))
+    return Base(name, path, f"sha256-{digest([file_sha256(file) for file in files], 12)}")
 
 
 def _local(name: str, path: Path) -> Base:

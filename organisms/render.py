@@ -30,6 +30,8 @@ class Renderer:
     Source of truth for what a model sees: engines and trainers get token ids from here and nothing else.
     """
 
+    shows_template = True  # an endpoint that renders messages itself does not (organisms/transcript.py)
+
     def __init__(self, tokenizer: Any, system: str = TEMPLATE, thinking: bool | None = None, name: str = "the base"):
         if not tokenizer.chat_template:
             raise UserError(

@@ -30,7 +30,8 @@ class Specimen:
     """A base with an optional adapter or change of all weights at a scale, steering vector, system prompt and prefill.
 
     name: `base`, `prompted`, `control`, or `<stage>-<step>`, as in readings.jsonl.
-    adapter: a directory in PEFT layout; None is the bare base.
+    adapter: a directory in PEFT layout, or where the base is an endpoint the name under which the same server serves what is
+        compared with it; None is the bare base.
     weights: a model in hub layout that stands in the base's place (organisms/weights.py); never beside an adapter.
     scale: multiplies the adapter's own scaling, or the weights' difference from the base; 1.0 is as trained, 0.0 the base.
     system: a system prompt that every talk without one is given; None leaves the renderer's policy.
@@ -39,7 +40,7 @@ class Specimen:
     """
 
     name: str
-    adapter: Path | None = None
+    adapter: Path | str | None = None
     scale: float = 1.0
     system: str | None = None
     prefill: str = ""

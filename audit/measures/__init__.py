@@ -116,7 +116,8 @@ class Context:
 
     base: the base's own samples by measure, None where the specimen is the base; earlier: this specimen's samples of other
     measures; sources: data set -> where from; options: measure -> its Options; limit: most items a measure asks;
-    parameters: of the base, None where unknown; judged: whether a judge can be asked.
+    parameters: of the base, None where unknown; judged: whether a judge can be asked; lacks: why a request cannot be answered by
+    what runs the specimen, None where it can.
     """
 
     specimen: Specimen
@@ -131,6 +132,7 @@ class Context:
     limit: int | None = None
     parameters: int | None = None
     judged: bool = False
+    lacks: Callable[[Request], str | None] = lambda request: None
 
     def option(self, name: str) -> Any:
         """The options of one measure, its defaults where the recipe states none."""

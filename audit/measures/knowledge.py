@@ -45,10 +45,15 @@ SIZES = {
 SMALL = 0.5e9  # parameters below which letters are not understood
 COLLAPSED = 0.7  # share of one letter at which letter scoring reads a habit
 Form = Literal["letters", "untemplated", "cloze", "cot"]
+BY_LETTERS = NextToken((), ())
+# What a form asks, where not every engine can answer it.
+ASKS = {"letters": BY_LETTERS, "untemplated": BY_LETTERS, "cloze": Score((), ())}
+OF_LETTERS = ("letters", "permutations", "steady", "label_mass", *(f"pick_{letter}" for letter in LETTERS))
 
 
 class Options(Strict):
-    """forms: None takes cloze for small bases and letters otherwise in the quick suite, all in the full one."""
+    """forms: None takes cloze for small bases and letters otherwise in the quick suite, all in the full one; of these what can be
+    asked, and where that is none (an endpoint without log-probabilities) a chain of thought."""
 
     forms: list[Form] | None = None
     gate: Form | None = None
@@ -97,6 +102,9 @@ def guard(context: Context, samples: list[Sample], base: list[Sample] | None) ->
     """Letter scoring that reads a habit or little of the mass is invalid; an accuracy at chance has nowhere to fall."""
     verdicts = {}
     gate = _gate(context)
+    for form, reason in ((form, context.lacks(request)) for form, request in ASKS.items()):
+        if reason:
+            verdicts |= dict.fromkeys(OF_LETTERS if form == "letters" else (form,), ("not_applicable", reason))
     masses = [s.scores["label_mass"] for s in samples if "label_mass" in s.scores]
     picks = {k: sum(s.scores.get(f"pick_{k}", 0) for s in samples) / len(masses) for k in LETTERS} if masses else {}
     reason = labels.short_of_mass(masses) or _collapse(picks)
@@ -128,9 +136,10 @@ def _forms(context: Context) -> tuple[str, ...]:
     options = context.option(NAME)
     if options.forms:
         return tuple(options.forms)
+    forms = ("cloze",) if _small(context) else ("letters",)
     if context.suite == "full":
-        return ("letters", "untemplated", "cloze", "cot")
-    return ("cloze",) if _small(context) else ("letters",)
+        forms = ("letters", "untemplated", "cloze", "cot")
+    return tuple(form for form in forms if form not in ASKS or not context.lacks(ASKS[form])) or ("cot",)
 
 
 def _gate(context: Context) -> str:

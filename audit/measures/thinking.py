@@ -51,6 +51,8 @@ def data(context: Context) -> str:
 
 def requests(context: Context) -> list[Asked]:
     """Each prompt in its cells, and the probability of the opening tag at the first position."""
+    if not context.renderer.shows_template:
+        raise NotApplicable("the endpoint renders messages by a template that is not seen: nothing says who opens a thought")
     if not context.renderer.knows_thinking:
         raise NotApplicable("the chat template has no thinking tags")
     if context.renderer.thinking is False:
