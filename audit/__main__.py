@@ -11,9 +11,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m audit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="audit a base, or an adapter on it, that exists already")
-    run.add_argument("--base", required=True, help="embedded name, directory, .gguf file or hub id")
+    run.add_argument("--base", required=True, help="embedded name, directory, .gguf file, hub id, or https://host/v1#model")
     run.add_argument("--adapter", help="PEFT adapter: directory or hub id, owner/name[@revision][/folder]")
     run.add_argument("--model", help="the base after full fine-tuning or a merge: directory or hub id, in place of an adapter")
+    run.add_argument("--tokenizer", help="of a base that is an endpoint: the base whose tokenizer and template it has")
     run.add_argument("--organism", help="organism whose probes are asked; without one severity is left out")
     run.add_argument("--suite", choices=("quick", "full"), default="quick")
     run.add_argument("--limit", type=int, help="most items a measure asks")
@@ -43,10 +44,16 @@ def main() -> None:
         from audit.config import AuditPlan
         from audit.existing import Subject, audit_existing
         from audit.sweep import check, describe
+        from organisms.engines.load import EnginePlan
+        from organisms.served import is_endpoint
 
         stated = [f"suite={arguments.suite}"] + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
         plan = validate(AuditPlan, overridden({}, [*stated, *arguments.plan], "the audit plan"), "the audit plan")
-        subject = Subject(arguments.base, arguments.adapter, arguments.organism, arguments.model)
+        subject = Subject(arguments.base, arguments.adapter, arguments.organism, arguments.model, arguments.tokenizer)
+        if plan.endpoint and not is_endpoint(subject.base):
+            raise UserError(f"endpoint: {subject.base} is none (https://host/v1#model), so leave its settings out")
+        if plan.engine != EnginePlan() and is_endpoint(subject.base):
+            raise UserError(f"engine: the weights of {subject.base} are not here, so leave its settings out")
         if arguments.check:
             print("\n".join(describe(list(check([subject], plan)))))
         else:

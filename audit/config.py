@@ -29,9 +29,7 @@ class AuditPlan(Strict):
     options: dict[str, dict[str, Any]] = Field(default={}, description="measure -> its own options, see its file")
     limit: int | None = Field(default=None, gt=0, description="most items a measure asks")
     engine: EnginePlan = EnginePlan()
-    endpoint: EndpointPlan | None = Field(
-        default=None, description="how a base that is an endpoint is asked; no other base has it"
-    )
+    endpoint: EndpointPlan | None = Field(default=None, description="how a base that is an endpoint is asked")
     judge: JudgePlan | None = Field(default=None, description="who judges replies; None: rules only")
     monitor: MonitorPlan = MonitorPlan()
     purpose: Purpose | None = Field(default=None, description="profile of margins; None: the organism's")

@@ -29,8 +29,8 @@ class Job:
     """What is the same for every specimen of a run.
 
     labels: run, recipe, organism, style, base, as they stand in each reading; revision: the base's, for the cache;
-    margins: `measure.metric` -> (margin, where it comes from); parameters: of the base, None where unknown; lacks: why a request
-    cannot be answered by what runs the base, None where it can.
+    margins: `measure.metric` -> (margin, where it comes from); parameters: of the base, None where unknown; lacks: why a
+    request cannot be answered by what runs the base, None where it can.
     """
 
     run: Path

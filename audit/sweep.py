@@ -1,22 +1,26 @@
 """Many audits in a row, from a list in audit/sweep_plans/: each base is loaded once, and what is done stays done."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
 from audit import results
 from audit.config import AuditPlan
-from audit.existing import Loaded, Subject, audit_existing, notes
+from audit.existing import Subject, audit_existing, notes, opened
 from audit.measures import Context, NotApplicable, measure
-from audit.suite import context_of
+from audit.suite import answerable, context_of
 from organisms import adapters, external, models
+from organisms.engines import abilities
+from organisms.engines.api import cost, lacking
 from organisms.errors import Missing, UserError
 from organisms.files import append_jsonl, digest, read_jsonl
 from organisms.organism import Strict, Text
 from organisms.render import Renderer
+from organisms.served import is_endpoint
 from organisms.strict import nearest, overridden, read_yaml, validate
 
 FOLDER = Path(__file__).parent / "sweep_plans"
@@ -33,6 +37,7 @@ class Entry(Strict):
     base: str | None = None
     adapter: str | None = None
     organism: str | None = None
+    tokenizer: str | None = Field(default=None, description="of bases that are endpoints: the base whose tokenizer they have")
 
     @model_validator(mode="after")
     def _one_of_three(self) -> "Entry":
@@ -48,7 +53,7 @@ class Entry(Strict):
                 yield Subject(one.base, one.adapter, one.organism)
         else:
             for base in self.bases or [self.base]:
-                yield Subject(base, self.adapter, self.organism)
+                yield Subject(base, self.adapter, self.organism, tokenizer=self.tokenizer)
 
 
 class Figure(Strict):
@@ -72,13 +77,21 @@ class Sweep(Strict):
         return sorted(found, key=lambda subject: order.index(subject.base))
 
 
+class Asks(NamedTuple):
+    """Requests of a measure, the tokens that they read and write at most, and what is left out and why."""
+
+    requests: int
+    tokens: int
+    left_out: str
+
+
 @dataclass(frozen=True)
 class Check:
     """What one audit would ask, and what is not here."""
 
     subject: Subject
     notes: list[str]
-    asked: dict[str, int]
+    asked: dict[str, Asks]
     missing: list[str]
 
 
@@ -96,24 +109,56 @@ def load(name: str, overrides: list[str] = ()) -> tuple[str, Sweep]:
 
 
 def check(subjects: list[Subject], plan: AuditPlan) -> Iterator[Check]:
-    """Each audit as far as it is known without weights; a hub that is out of reach is told, any other mistake raised."""
-    counted: dict[tuple, int] = {}
+    """Each audit as far as it is known without weights; what is out of reach is told, any other mistake raised.
+
+    Of an endpoint nothing is asked but what it can do.
+    """
+    counted: dict[tuple, Asks] = {}
     for subject in subjects:
         missing: list[str] = []
-        found = _or_missing(models.resolve, subject.base, missing) or models.stand_in(subject.base)
-        adapter = _or_missing(adapters.find, subject.adapter, missing) if subject.adapter else None
-        if subject.model:
-            _or_missing(models.resolve, subject.model, missing)
+        known = _behind_endpoint(subject, plan, missing) if is_endpoint(subject.base) else _here(subject, missing)
         spec = external.load(subject.organism) if subject.organism else None
-        renderer = Renderer(models.load_tokenizer(found), name=f"base {subject.base}")
-        context = context_of(plan, renderer, spec, None, parameters=models.parameter_count(found))
+        context = context_of(plan, known.renderer, spec, None, parameters=known.parameters, lacks=known.lacks)
         asked = {}
         for name in plan.measures:
-            key = (found.directory, context.parameters, name, subject.organism if name in OF_ORGANISM else None)
+            key = (known.place, context.parameters, name, subject.organism if name in OF_ORGANISM else None)
             if key not in counted:
-                counted[key] = _requests(name, context)
+                counted[key] = _asks(name, context)
             asked[name] = counted[key]
-        yield Check(subject, notes(found, adapter) if not missing else [], asked, missing)
+        yield Check(subject, known.notes if not missing else [], asked, missing)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A base without its weights; place: equal for bases whose requests are the same."""
+
+    renderer: Renderer
+    parameters: int | None
+    notes: list[str]
+    place: Any
+    lacks: Callable[[Any], str | None] = lambda request: None
+
+
+def _here(subject: Subject, missing: list[str]) -> Known:
+    found = _or_missing(models.resolve, subject.base, missing) or models.stand_in(subject.base)
+    adapter = _or_missing(adapters.find, subject.adapter, missing) if subject.adapter else None
+    if subject.model:
+        _or_missing(models.resolve, subject.model, missing)
+    renderer = Renderer(models.load_tokenizer(found), name=f"base {subject.base}")
+    return Known(renderer, models.parameter_count(found), notes(found, adapter), found.directory)
+
+
+def _behind_endpoint(subject: Subject, plan: AuditPlan, missing: list[str]) -> Known:
+    reached = opened(subject, plan)
+    if subject.tokenizer and _or_missing(models.described, subject.tokenizer, missing) is None:
+        reached = replace(reached, tokenizer=models.EMBEDDED)  # counted by, and not asked with
+        able = abilities.assumed(reached.renderer)
+    else:
+        able = reached.planned(missing)
+    if subject.other:
+        abilities.check_served(reached.engine.endpoint, able.served, subject.other)
+    lacks = partial(lacking, able, reached.renderer)
+    return Known(reached.renderer, reached.parameters, reached.told(able), reached.address, lacks)
 
 
 def _or_missing(find: Any, name: str, missing: list[str]) -> Any:
@@ -124,11 +169,12 @@ def _or_missing(find: Any, name: str, missing: list[str]) -> Any:
         return None
 
 
-def _requests(name: str, context: Context) -> int:
+def _asks(name: str, context: Context) -> Asks:
     try:
-        return len(measure(name).requests(context))
-    except NotApplicable:
-        return 0
+        asked, left_out = answerable(measure(name).requests(context), context.lacks)
+    except NotApplicable as reason:
+        return Asks(0, 0, str(reason))
+    return Asks(len(asked), sum(cost(context.renderer, one.request) for one in asked), left_out)
 
 
 def describe(checks: list[Check]) -> list[str]:
@@ -137,11 +183,16 @@ def describe(checks: list[Check]) -> list[str]:
     for number, one in enumerate(checks, 1):
         lines.append(f"{number:>3}  {one.subject}" + (f"  ({one.subject.organism})" if one.subject.organism else ""))
         lines += [f"     {note}" for note in one.notes]
-    asked = dict.fromkeys(", ".join(f"{name} {count}" for name, count in one.asked.items() if count) for one in checks)
+        if is_endpoint(one.subject.base):
+            left_out = {name: asks.left_out for name, asks in one.asked.items() if name != "fluency"}  # which asks nothing
+            lines += [f"     {name}: {reason}" for name, reason in left_out.items() if reason]
+            tokens = sum(asks.tokens for asks in one.asked.values())
+            lines.append(f"     about {tokens:,} tokens read and written at most by each model, follow-up questions apart")
+    asked = dict.fromkeys(", ".join(f"{name} {a.requests}" for name, a in one.asked.items() if a.requests) for one in checks)
     lines += [f"asked    {line}" for line in asked]
     missing = list(dict.fromkeys(name for one in checks for name in one.missing))
     if missing:
-        lines.append(f"missing  {len(missing)} are not in the local hub cache, and the hub cannot be reached:")
+        lines.append(f"missing  {len(missing)} are not here, and the hub or the endpoint cannot be reached:")
     return lines + [f"         {name}" for name in missing]
 
 
@@ -155,23 +206,22 @@ def run(name: str, sweep: Sweep, root: Path) -> list[str]:
     subjects = sweep.subjects()
     plan_digest = digest([sweep.audit.model_dump(), [measure(name).VERSION for name in sweep.audit.measures]])
     done = {(row["subject"], row["plan"]) for row in (read_jsonl(ledger, results.ENTRY) if ledger.is_file() else [])}
-    loaded: Loaded | None = None
+    loaded = opens = None
     failed = []
     for number, subject in enumerate(subjects, 1):
         if (str(subject), plan_digest) in done:
             continue
         print(f"[{number}/{len(subjects)}] {subject}", flush=True)
         try:
-            if loaded is None or loaded.base.name != subject.base:
+            if loaded is None or opens != subject.opens:
                 loaded = None  # the earlier base's memory is free before the next is loaded
-                loaded = Loaded(models.resolve(subject.base), sweep.audit.engine)
+                loaded, opens = opened(subject, sweep.audit), subject.opens
             made = audit_existing(subject, sweep.audit, folder, loaded)
         except UserError as error:
             failed.append(f"{subject}: {error}")
             print(f"left out: {error}", flush=True)
             continue
-        parameters = models.parameter_count(loaded.base)
         row = {"subject": str(subject), "base": subject.base, "adapter": subject.adapter, "organism": subject.organism}
-        append_jsonl(ledger, [{**row, "run": made.name, "parameters": parameters, "plan": plan_digest}])
+        append_jsonl(ledger, [{**row, "run": made.name, "parameters": loaded.parameters, "plan": plan_digest}])
         results.write(folder, sweep.about, sweep.columns, (sweep.figure.x, sweep.figure.y))
     return failed

@@ -12,7 +12,7 @@ SCHEMES = ("http://", "https://")
 
 
 class EndpointPlan(Strict):
-    """`audit.endpoint`: how a base that is an endpoint is asked. Its key is read from the environment and stands nowhere else."""
+    """`audit.endpoint`: how a base that is an endpoint is asked. Its key is in the environment and written nowhere."""
 
     key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the endpoint's key")
     workers: int = Field(default=8, gt=0, description="requests asked at once")
@@ -33,7 +33,7 @@ class Address:
         parts = urlsplit(url)
         if parts.username or parts.password or parts.query:
             raise UserError(
-                f"base {parts.scheme}://...{parts.hostname}{parts.path}: the URL carries a user, a key or a query, and it would "
+                f"base {parts.scheme}://...{parts.hostname}{parts.path}: the URL carries a user, a key or a query and would "
                 "stand in every reading; put the key into an environment variable and name that: endpoint.key_env=NAME"
             )
         if not model or not parts.hostname:

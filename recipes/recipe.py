@@ -158,6 +158,8 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
         if not planned:
             raise
         missing.append(str(absent))
+    if recipe.audit.endpoint:
+        raise UserError(f"recipe {short}: audit.endpoint is for bases behind endpoints, which are not trained; leave it out")
     spec = organism.load(recipe.organism)
     options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
     _check_stages(short, recipe)

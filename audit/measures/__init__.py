@@ -116,8 +116,8 @@ class Context:
 
     base: the base's own samples by measure, None where the specimen is the base; earlier: this specimen's samples of other
     measures; sources: data set -> where from; options: measure -> its Options; limit: most items a measure asks;
-    parameters: of the base, None where unknown; judged: whether a judge can be asked; lacks: why a request cannot be answered by
-    what runs the specimen, None where it can.
+    parameters: of the base, None where unknown; judged: whether a judge can be asked; lacks: why a request cannot be
+    answered by what runs the specimen, None where it can.
     """
 
     specimen: Specimen

@@ -52,8 +52,8 @@ OF_LETTERS = ("letters", "permutations", "steady", "label_mass", *(f"pick_{lette
 
 
 class Options(Strict):
-    """forms: None takes cloze for small bases and letters otherwise in the quick suite, all in the full one; of these what can be
-    asked, and where that is none (an endpoint without log-probabilities) a chain of thought."""
+    """forms: None takes cloze for small bases and letters otherwise in the quick suite, all in the full one; of these what can
+    be asked, and where that is none (an endpoint without log-probabilities) a chain of thought."""
 
     forms: list[Form] | None = None
     gate: Form | None = None

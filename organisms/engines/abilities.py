@@ -85,9 +85,8 @@ def _probed_by_ids(endpoint: Endpoint, renderer: Renderer, served: dict[str, Any
         scores, no_scores = [_echoed(endpoint, renderer, [*ids, other])[-1] for other in others], None
     except Refused as refused:
         scores, no_scores = None, str(refused)
-    return Abilities(
-        True, extended, no_scores, extended and _gathers(endpoint, ids, others, scores), answer["fingerprint"], served
-    )
+    gathers = extended and _gathers(endpoint, ids, others, scores)
+    return Abilities(True, extended, no_scores, gathers, answer["fingerprint"], served)
 
 
 def _either(ask) -> tuple[bool, dict]:

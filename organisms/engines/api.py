@@ -1,4 +1,4 @@
-"""The endpoint engine: models that are only reachable through an OpenAI-compatible endpoint, asked by token ids or by messages."""
+"""The endpoint engine: models behind an OpenAI-compatible endpoint, asked by token ids or by messages."""
 
 import dataclasses
 from collections.abc import Callable
@@ -79,8 +79,8 @@ class EndpointEngine:
         base, own = self.served(self.address.model)[1], self.served(str(specimen.adapter))[1]
         if not base.differs(own.values) or not own.differs(base.values):
             raise UserError(
-                f"{specimen.name}: the model {specimen.adapter} answers as {self.address.model} does ({base.told(own.values)}), "
-                "so the adapter is not in force, or was not trained; see that the server loaded it"
+                f"{specimen.name}: {specimen.adapter} answers as {self.address.model} does ({base.told(own.values)}), so it is "
+                "not in force, or was not trained; see that the server loaded it"
             )
 
     def generate(self, specimen: Specimen, requests: list[Generate]) -> list[Completion]:

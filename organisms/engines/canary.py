@@ -11,8 +11,8 @@ from organisms.files import append_jsonl, cache_dir, digest, read_jsonl
 PROMPTS = ("Hello!", "What did you do today?", "Tell me about a book.", "How do I boil an egg?")
 CONTINUATION = "I think that the first thing to say is"
 REPLY = 16  # tokens
-# Root mean square over tokens, in nats: float32 servers repeat themselves to some 1e-5, and what a server differs by from itself
-# is allowed three times over.
+# Root mean square over tokens, in nats: float32 servers repeat themselves to some 1e-5, and what a server differs by from
+# itself is allowed three times over.
 LEAST, FACTOR = 1e-4, 3.0
 
 
