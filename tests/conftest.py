@@ -165,3 +165,57 @@ def browser(tmp_path_factory):
     started = Browser(tmp_path_factory.mktemp("chromium"))
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_base):
+    from organisms import models
+    from organisms.engines.hf import HFEngine
+    from organisms.render import Renderer
+
+    base = models.resolve(str(tiny_base))
+    return HFEngine(base, Renderer(models.load_tokenizer(base)))
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_base, tmp_path_factory) -> Path:
+    """A random adapter of the tiny base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from organisms import models
+
+    torch.manual_seed(1)
+    model = get_peft_model(models.load_model(models.resolve(str(tiny_base))), LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    folder = tmp_path_factory.mktemp("adapters") / "quirky"
+    model.save_pretrained(folder)
+    return folder
+
+
+SECRET = "sk-a-secret-of-the-user"
+
+
+@pytest.fixture
+def serving(tiny_engine, tiny_adapter, monkeypatch, tmp_path):
+    """Starts servers (protocol.py) of the tiny base as `tiny` and its adapter as `quirky`; the cache is the test's own."""
+    from protocol import started
+
+    pytest.importorskip("openai", reason="an endpoint needs the openai client: pip install openai")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(Path(os.environ["ORGANISMS_CACHE"]) / "models")
+    monkeypatch.setenv("ORGANISMS_CACHE", str(tmp_path / "cache"))
+    servers = []
+
+    def start(kind: str, **served: Path | None):
+        servers.append(started(tiny_engine, kind, {"tiny": None, "quirky": tiny_adapter, **served}))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

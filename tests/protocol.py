@@ -98,6 +98,7 @@ def started(engine, kind: str, models: dict) -> ThreadingHTTPServer:
     (status, body) is sent instead of an answer where it is one; shift: what is added to log-probabilities of chosen tokens."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.engine, server.kind, server.models, server.shift = engine, kind, models, 0.0
+    server.base = f"http://127.0.0.1:{server.server_port}/v1#tiny"
     server.asked, server.lock, server.first = [], threading.Lock(), lambda request, number: None
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
