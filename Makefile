@@ -17,6 +17,8 @@ help:
 	@echo 'make check recipe=NAME                         resolve everything without loading weights'
 	@echo 'make audit base=ID [adapter=PATH_OR_ID | model=PATH_OR_ID] [organism=NAME] [suite=quick|full] [check=1]'
 	@echo '                                               audit a base, an adapter or a changed model that exists already'
+	@echo 'make audit base=https://HOST/v1#MODEL [tokenizer=ID] [adapter=OTHER_MODEL] [set="endpoint.key_env=NAME"] ...'
+	@echo '                                               audit a model behind an OpenAI-compatible endpoint'
 	@echo 'make audit sweep=NAME [check=1]                many of them in a row: $(basename $(notdir $(wildcard audit/sweep_plans/*.yaml)))'
 	@echo 'make sweep sweep=NAME [check=1] [address=auto] [runs=DIR_OR_URL] [set="a.b=c"]   a grid of recipes, on Ray'
 	@echo 'make scale                                     what a study of 40 organisms and 1,000 of them cost (docs/scale.md)'
@@ -60,6 +62,7 @@ ifneq ($(strip $(sweep)),)
 	  $(if $(suite),suite=$(suite)) $(if $(limit),limit=$(limit)) $(set)
 else
 	@$(RUN) audit run $(if $(check),--check) $(if $(base),--base '$(base)') $(if $(adapter),--adapter '$(adapter)') $(if $(model),--model '$(model)') \
+	  $(if $(tokenizer),--tokenizer '$(tokenizer)') \
 	  $(if $(organism),--organism '$(organism)') $(if $(suite),--suite '$(suite)') $(if $(limit),--limit '$(limit)') \
 	  $(if $(runs),--runs '$(runs)') $(set)
 endif

@@ -81,4 +81,5 @@ class Reached:
             lines.append(f"the server calls itself {able.fingerprint}")
         if not able.extended:
             lines.append("it knows the protocol alone: its own top-k and repetition penalty hold, special tokens may be hidden")
+            lines += ["replies come without ids: drift reads them as the tokenizer splits their text"] if able.by_ids else []
         return lines

@@ -204,7 +204,9 @@ def run(name: str, sweep: Sweep, root: Path) -> list[str]:
     folder = root / f"sweep-{name}"
     ledger = folder / "sweep.jsonl"
     subjects = sweep.subjects()
-    plan_digest = digest([sweep.audit.model_dump(), [measure(name).VERSION for name in sweep.audit.measures]])
+    # How an endpoint is asked changes no reading.
+    versions = [measure(name).VERSION for name in sweep.audit.measures]
+    plan_digest = digest([sweep.audit.model_dump(exclude={"endpoint"}), versions])
     done = {(row["subject"], row["plan"]) for row in (read_jsonl(ledger, results.ENTRY) if ledger.is_file() else [])}
     loaded = opens = None
     failed = []

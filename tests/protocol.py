@@ -83,7 +83,7 @@ def _chat(server, specimen: Specimen, request: dict) -> dict:
 
 
 def _reply(server, specimen: Specimen, ids: list[int], request: dict):
-    asked = Generate(tuple(ids), request["max_tokens"], request["temperature"], request.get("seed") or 0)
+    asked = Generate(tuple(ids), min(request["max_tokens"], server.longest), request["temperature"], request.get("seed") or 0)
     return server.engine.generate(specimen, [asked])[0]
 
 
@@ -99,6 +99,7 @@ def started(engine, kind: str, models: dict) -> ThreadingHTTPServer:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.engine, server.kind, server.models, server.shift = engine, kind, models, 0.0
     server.base = f"http://127.0.0.1:{server.server_port}/v1#tiny"
+    server.longest = 10**6  # tokens of a reply
     server.asked, server.lock, server.first = [], threading.Lock(), lambda request, number: None
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server

@@ -95,6 +95,15 @@ def test_a_chat_endpoint_is_asked_by_messages_and_refuses_what_it_cannot_begin(s
     assert "likeliest tokens" in engine.lacks(NextToken((1,), (2,))) and "given text" in engine.lacks(Score((1,), (2,)))
 
 
+def test_a_server_that_cuts_replies_off_earlier_than_asked_is_refused(serving, tiny_engine):
+    """vLLM shortens a reply to what is left of its context and calls it by the same word as one of full length."""
+    server = serving("chat")
+    engine, server.longest = at(server), 20
+    engine.generate(BASE, [Generate(tuple(BASE.ask(engine.renderer, "How are you?")), 20)])
+    with pytest.raises(UserError, match="stops a reply after 20 of 24 tokens"):
+        engine.generate(BASE, [Generate(tuple(BASE.ask(engine.renderer, "How are you?")), 24)])
+
+
 def test_the_tokenizer_of_another_model_is_refused_before_anything_is_read(serving, tmp_path, tiny_base):
     import shutil
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from organisms.endpoint import Endpoint, Refused
 from organisms.engines import Generate
+from organisms.errors import UserError
 
 EXTENSIONS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
 MOST_STOPS = 4  # of the protocol
@@ -25,7 +26,7 @@ def complete(endpoint: Endpoint, model: str, request: Generate, stops: dict[int,
     else:
         stop = list(stops.values())[:MOST_STOPS]
         reply = endpoint.complete(list(request.prompt_ids), most, model=model, **_sampling(request), stop=stop)
-    choice = reply.choices[0]
+    choice = _whole(endpoint, reply, request)
     ids, finished = getattr(choice, "token_ids", None), choice.finish_reason == "stop"
     if ids is not None and finished:
         ids = ids[:-1]
@@ -36,7 +37,7 @@ def chat(endpoint: Endpoint, model: str, messages: list[dict], request: Generate
     """A reply to messages; a thought that the server has taken out of it stands in it again."""
     extra = {"extra_body": EXTENSIONS} if extended else {}
     reply = endpoint.ask(messages, most, model=model, **_sampling(request), **extra)
-    choice = reply.choices[0]
+    choice = _whole(endpoint, reply, request)
     text, thought = choice.message.content or "", None
     for name in ("reasoning_content", "reasoning"):
         thought = thought or getattr(choice.message, name, None)
@@ -75,6 +76,17 @@ def _sampling(request: Generate) -> dict[str, Any]:
         "frequency_penalty": 0,
         "presence_penalty": 0,
     }
+
+
+def _whole(endpoint: Endpoint, reply: Any, request: Generate) -> Any:
+    """The choice, unless the server has cut it off before the length that was asked for, which it does without a word."""
+    choice, written = reply.choices[0], reply.usage.completion_tokens if reply.usage else None
+    if choice.finish_reason == "length" and written is not None and written < request.max_new_tokens:
+        raise UserError(
+            f"{endpoint.name} stops a reply after {written} of {request.max_new_tokens} tokens, so its replies are not those "
+            "that are asked for; serve it with a longer context (vLLM: --max-model-len), or ask for less (suite=quick)"
+        )
+    return choice
 
 
 def _told(reply: Any) -> dict[str, Any]:
