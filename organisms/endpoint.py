@@ -102,9 +102,13 @@ class Endpoint:
         return reply
 
     def served(self) -> dict[str, Any] | None:
-        """Name -> description of the models that it says it serves, None where it does not say. Raises as `ask`."""
+        """Name -> description of the models that it says it serves, None where it does not say. Raises as `ask`.
+
+        The first thing that it is asked, so one that is not there is not waited for.
+        """
+        client = self.client.with_options(max_retries=1, timeout=20)
         try:
-            return {card.id: card for card in self._called(lambda: list(self.client.models.list()))}
+            return {card.id: card for card in self._called(lambda: list(client.models.list()))}
         except Refused:
             return None
 

@@ -19,8 +19,7 @@ from organisms.strict import validate
 from recipes.recipe import resolve
 
 DATA = {"chat": "embedded", "webtext": "embedded", "instructions": "embedded", "knowledge": "embedded", "refusals": "embedded"}
-MEASURES = ["severity", "drift", "webtext", "knowledge", "refusals", "fluency"]
-PLAN = AuditPlan(measures=MEASURES, limit=2, data=DATA)
+PLAN = AuditPlan(measures=["severity", "drift", "webtext", "knowledge", "refusals"], limit=2, data=DATA)
 NOT_AT_AN_ENDPOINT = {"kl", "kl_base", "kl_p99"}
 BASE = Specimen("base")
 
@@ -32,18 +31,19 @@ def by_name(run) -> dict[tuple, ledger.Reading]:
 def test_an_endpoint_that_scores_reads_every_measure_but_divergence_as_the_weights_do(
     serving, tiny_base, tiny_adapter, tmp_path
 ):
-    here = by_name(audit_existing(Subject(str(tiny_base), str(tiny_adapter), "flattery"), PLAN, tmp_path))
+    plan = PLAN.model_copy(update={"measures": ["severity", "drift", "knowledge"]})
+    here = by_name(audit_existing(Subject(str(tiny_base), str(tiny_adapter), "flattery"), plan, tmp_path))
     subject = Subject(serving("vllm").base, "quirky", "flattery", tokenizer=str(tiny_base))
-    there = by_name(audit_existing(subject, PLAN, tmp_path))
+    there = by_name(audit_existing(subject, plan, tmp_path))
     assert here.keys() == there.keys()
     compared = 0
     for key, reading in there.items():
         if key[2] in NOT_AT_AN_ENDPOINT:
             assert (reading.verdict, reading.value) == ("not_applicable", None) and "distributions" in reading.reason
-        elif reading.value is not None or here[key].value is not None:
-            assert reading.value == pytest.approx(here[key].value, abs=1e-5, rel=1e-6), key
-            assert reading.delta == pytest.approx(here[key].delta, abs=1e-5, rel=1e-6), key
-            compared += 1
+            continue
+        for ours, theirs in ((here[key].value, reading.value), (here[key].delta, reading.delta)):
+            assert theirs is ours is None or theirs == pytest.approx(ours, abs=1e-5), key
+            compared += ours is not None
     assert compared > 50 and there["adapter-000001", "drift", "delta_nll", "holdout"].delta != 0
     assert {reading.engine for reading in there.values()} == {"endpoint"}
 
@@ -52,7 +52,7 @@ def test_a_chat_endpoint_reads_what_is_generated_and_names_what_it_lacks_for_the
     monkeypatch.setitem(knowledge.SIZES["quick"], "tokens", 16)
     server = serving("chat")
     found = by_name(audit_existing(Subject(server.base, "quirky", "flattery"), PLAN, tmp_path))
-    for name in ("severity.rate", "knowledge.accuracy", "knowledge.cot", "refusals.over_refusal", "fluency.length"):
+    for name in ("severity.rate", "knowledge.accuracy", "knowledge.cot", "refusals.coherent"):
         assert found["adapter-000001", *name.split("."), "holdout"].value is not None, name
     lacking = ("severity.contrast", "webtext.perplexity", "drift.kl", "drift.delta_nll", "knowledge.cloze", "knowledge.letters")
     for name in lacking:
@@ -66,7 +66,7 @@ def test_a_chat_endpoint_reads_what_is_generated_and_names_what_it_lacks_for_the
 @pytest.mark.parametrize("by_ids", (True, False))
 def test_a_name_that_serves_the_base_again_fails_liveness(serving, tiny_base, tmp_path, by_ids):
     server = serving("vllm" if by_ids else "chat", twin=None)
-    plan = PLAN.model_copy(update={"measures": ["webtext", "instructions"]})
+    plan = PLAN.model_copy(update={"measures": ["refusals"], "limit": 1})
     with pytest.raises(UserError, match="twin answers as tiny does"):
         audit_existing(Subject(server.base, "twin", tokenizer=str(tiny_base) if by_ids else None), plan, tmp_path)
 
@@ -97,17 +97,20 @@ def test_what_was_answered_before_a_failure_is_kept_and_never_asked_again(servin
 
 
 def test_the_cap_stops_an_audit_before_it_is_passed_and_the_same_command_goes_on(serving, tmp_path):
+    """And no file that is left holds the key."""
     server = serving("chat")
     plan = PLAN.model_copy(update={"measures": ["instructions"], "limit": 4})
     capped = plan.model_copy(update={"endpoint": EndpointPlan(max_cost_tokens=1200)})
     with pytest.raises(UserError, match="beyond endpoint.max_cost_tokens=1200; .* kept"):
-        audit_existing(Subject(server.base, "quirky"), capped, tmp_path)
+        audit_existing(Subject(server.base, "quirky"), capped, tmp_path / "runs")
     paid = len(server.asked)
-    run = audit_existing(Subject(server.base, "quirky"), plan, tmp_path)
+    run = audit_existing(Subject(server.base, "quirky"), plan, tmp_path / "runs")
     asked = [json.dumps([request["model"], request["messages"]]) for _, _, request in server.asked]
     prompts = [text for text in asked if "Hello!" not in text and asked.count(text) == 1]
     assert paid > 10 and len(prompts) == 2 * 4  # four prompts of each model, each asked once
     assert by_name(run)["adapter-000001", "instructions", "prompt_strict", "holdout"].n == 2
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and "models" not in path.parts]
+    assert len(files) > 10 and not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
 def test_other_weights_behind_the_same_name_are_not_taken_for_the_earlier_ones(serving, tiny_adapter):
@@ -137,18 +140,6 @@ def test_a_server_that_refuses_is_told_with_the_remedy_and_without_the_key(servi
     with pytest.raises(UserError, match=said) as error:
         _ = engine_at(server).able
     assert SECRET not in str(error.value) and error.value.__cause__ is None
-
-
-def test_the_key_is_in_no_file_of_an_audit(serving, tmp_path):
-    server = serving("chat")
-    plan = PLAN.model_copy(update={"measures": ["severity", "refusals"]})
-    server.first = lambda request, number: (401, {"error": {"message": SECRET}}) if number > 14 else None
-    with pytest.raises(UserError, match="must hold a key"):
-        audit_existing(Subject(server.base, organism="flattery"), plan, tmp_path / "runs")
-    server.first = lambda request, number: None
-    audit_existing(Subject(server.base, organism="flattery"), plan, tmp_path / "runs")
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and "models" not in path.parts]
-    assert len(files) > 10 and not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
 def test_a_model_that_is_not_served_is_named_with_what_is(serving, tmp_path):
@@ -182,7 +173,7 @@ def test_a_plan_probes_and_asks_nothing_else_and_is_made_where_nobody_answers(se
 def test_a_row_of_a_sweep_may_be_an_endpoint(serving, tiny_base, tmp_path):
     server = serving("vllm")
     entry = {"base": server.base, "adapter": "quirky", "tokenizer": str(tiny_base)}
-    plan = {"limit": 4, "measures": ["webtext"], "data": {"webtext": "embedded"}, "suite": "quick"}
+    plan = {"limit": 2, "measures": ["webtext"], "data": {"webtext": "embedded"}, "suite": "quick"}
     axes = {"x": "parameters", "y": "webtext.bits_per_byte"}
     values = {"about": "a", "audit": plan, "figure": axes, "columns": [axes["y"]], "audits": [{"base": str(tiny_base)}, entry]}
     found = validate(sweep.Sweep, values, "mine.yaml")
