@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install recipe check audit sweep scale compare dose report card export publish test lint check-deps bench organisms train recipes tests
+.PHONY: help install recipe check audit sweep scale compare dose watch report card export publish test lint check-deps bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -24,6 +24,7 @@ help:
 	@echo 'make scale                                     what a study of 40 organisms and 1,000 of them cost (docs/scale.md)'
 	@echo 'make compare organism=NAME | runs="A B" [axis=steps|scale] [severity=rate] [at="0.1"]   styles at matched severity'
 	@echo 'make dose run=DIR [scales="0.5 1.5"]           audit a finished run at other adapter scales'
+	@echo 'make watch run=DIR [show=1]                    show a run as it goes; audit it too where audit.mode is watch or after'
 	@echo 'make report run=DIR                            rebuild report.html and curves.png from the readings'
 	@echo 'make card run=DIR                              rewrite the organism card, README.md in the run directory'
 	@echo 'make export run=DIR [format=csv|parquet]       the readings as a table, readings.csv or readings.parquet'
@@ -83,6 +84,9 @@ compare: .venv/.installed
 
 dose: .venv/.installed
 	@$(RUN) recipes.dose '$(run)' $(scales)
+
+watch: .venv/.installed
+	@$(RUN) recipes.watch '$(run)' $(if $(show),--show)
 
 report: .venv/.installed
 	@$(RUN) audit report '$(run)'

@@ -52,9 +52,15 @@ class Panel:
     def name(self) -> str:
         return f"{self.measure}.{self.metric.name}"
 
-    def curve(self, run: Grown, axis: str, length: int | None = None) -> np.ndarray:
-        """(1 + resamples, doses)"""
-        return np.stack([self.drawn[run.path.name, dose] for dose in self.doses[run.path.name, axis][:length]], axis=1)
+    def curve(self, run: Grown, axis: str, doses: list[str] | None = None) -> np.ndarray:
+        """(1 + resamples, doses): the named doses, or all."""
+        chosen = self.doses[run.path.name, axis] if doses is None else doses
+        return np.stack([self.drawn[run.path.name, dose] for dose in chosen], axis=1)
+
+    def along(self, other: "Panel", run: Grown, axis: str) -> list[str]:
+        """The doses of a run at which this metric and another were both read."""
+        known = other.doses[run.path.name, axis]
+        return [dose for dose in self.doses[run.path.name, axis] if dose in known]
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,8 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
     doses, ends = {}, {}
     for run, axis in product(runs, AXES):
         names = [dose.specimen for dose in run.doses(axis)]
+        read = [name for name in names if run.reading(name, measure, metric.name)]
+        names = read or names  # dear measures are read at fewer checkpoints
         stop = next((k for k, name in enumerate(names) if compare_runs.unread(run, name, measure, metric)), len(names))
         doses[run.path.name, axis] = names[:stop]
         if stop < len(names):
@@ -225,13 +233,14 @@ def _test(first: Style, second: Style, severity: Panel, panel: Panel, axis: str,
         side = []
         for run in style.runs:
             key = (run.path.name, axis)
-            length = min(len(panel.doses[key]), len(severity.doses[key]))
-            dose = severity.curve(run, axis, length) if length else None
+            doses = panel.along(severity, run, axis)
+            dose = severity.curve(run, axis, doses) if doses else None
             if dose is None or matched.reach(dose) < level:
                 if key in panel.ends:
                     return Test(level, panel, reason=f"{style.label} cannot be read as far as there: {panel.ends[key]}")
-                return Test(level, panel, reason=f"{style.label} never surely reaches {level:+.3g}")
-            side.append(matched.at(dose, panel.curve(run, axis, length), level))
+                where = f" where {panel.measure} was read" if len(doses) < len(severity.doses[key]) else ""
+                return Test(level, panel, reason=f"{style.label} never surely reaches {level:+.3g}{where}")
+            side.append(matched.at(dose, panel.curve(run, axis, doses), level))
         sides.append(side)
     kind, sizes = panel.metric.kind, (panel.n, severity.n)
     one, other = (matched.difference(side, [], kind, *sizes).interval for side in sides)
@@ -271,11 +280,10 @@ def _chart(styles: list[Style], marks: dict, severity: Panel, panel: Panel, axis
     lines = []
     for index, style in enumerate(styles):
         for along in ("steps", "scale"):
-            doses = [panel.doses[run.path.name, along] for run in style.runs]
-            known = [severity.doses[run.path.name, along] for run in style.runs]
+            doses = [panel.along(severity, run, along) for run in style.runs]
             points = [
                 point(names[0], [(run.path.name, name) for run, name in zip(style.runs, names, strict=True)])
-                for names, _ in zip(zip(*doses, strict=False), zip(*known, strict=False), strict=False)
+                for names in zip(*doses, strict=False)
             ]
             if points:
                 lines.append(Line(style.label, index, points, faint=along != axis))

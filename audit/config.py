@@ -1,8 +1,8 @@
 """The audit part of a recipe."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from audit import measures
 from audit.judge import JudgePlan
@@ -16,6 +16,7 @@ from organisms.served import EndpointPlan
 from organisms.strict import nearest, validate
 
 Suite = Literal["quick", "full"]
+Mode = Literal["inline", "watch", "after"]
 
 
 class AuditPlan(Strict):
@@ -23,7 +24,14 @@ class AuditPlan(Strict):
 
     suite: Suite = "quick"
     every: int = Field(default=20, gt=0, description="steps between checkpoints; step 0 and the last are always audited")
+    mode: Mode = Field(
+        default="inline",
+        description="who audits checkpoints: the trainer as it goes, `make watch` beside it, or the trainer after all stages",
+    )
     measures: list[str] = list(MEASURES)
+    cadence: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        default={}, description="measure -> every how many-th checkpoint it is read at; step 0 and the last always"
+    )
     data: dict[str, str] = Field(default={}, description="per data set: auto, embedded, mirror, hub or a path")
     margins: dict[str, dict[str, float]] = Field(default={}, description="measure -> metric -> margin, in the metric's unit")
     options: dict[str, dict[str, Any]] = Field(default={}, description="measure -> its own options, see its file")
@@ -63,6 +71,35 @@ class AuditPlan(Strict):
             except UserError as error:
                 raise ValueError(str(error)) from None
         return options
+
+    @model_validator(mode="after")
+    def _cadence_is_of_measures(self) -> "AuditPlan":
+        for name in self.cadence:
+            if name not in self.measures:
+                raise ValueError(f"cadence: {name!r} is not among the measures{nearest(name, self.measures)}")
+        return self
+
+    @model_validator(mode="after")
+    def _alarms_come_in_time(self) -> "AuditPlan":
+        ending = [*self.monitor.stop, *self.monitor.rollback]
+        if ending and self.mode == "after":
+            raise ValueError(
+                f"mode: after reads checkpoints when all are trained, so {', '.join(ending)} can end nothing; put it under "
+                "monitor.warn, or choose mode: inline or watch"
+            )
+        return self
+
+    def nth(self, name: str) -> int:
+        """The measure is read at every n-th checkpoint."""
+        return self.cadence.get(name, 1)
+
+    def due(self, place: int, last: bool) -> list[str]:
+        """The measures that are read at a stage's checkpoint. place: from 0, which is step 0; last: of the stage."""
+        return [name for name in self.measures if last or place % self.nth(name) == 0]
+
+    def lends(self, name: str, reader: str) -> bool:
+        """Whether `reader` looks at the replies of measure `name`: only where it finds them at each point of its curve."""
+        return self.nth(reader) % self.nth(name) == 0
 
     def measure_options(self) -> dict[str, Any]:
         """measure -> its validated Options, for the measures whose options are stated."""

@@ -5,6 +5,10 @@ Live logging and replay are one path. A metric is named `measure/metric`, so tha
 have their own axis, because W&B drops what is logged at an older step of its own: `tokens_seen`, or `step` where nothing was
 trained. On it no series ever goes back: a checkpoint that is read again after later ones stands in the tables only, until
 `again` replays the run.
+
+One process at a time sends a run, since W&B takes a run's steps from one writer only and drops what comes out of order, and
+offline files of two writers cannot be told apart when they are synced. Where watchers audit, that is one of them, the training
+log included, which it finds in train.jsonl like everything else; the trainer then sends nothing.
 """
 
 import contextlib
@@ -14,8 +18,10 @@ from typing import Any
 
 from audit import publish_views, wandb_run
 from audit import readings as ledger
+from audit.claims import FOLDER
 from audit.measures import MEASURES
 from audit.readings import Reading
+from organisms import locks
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_json
 from organisms.folders import locked
@@ -37,10 +43,12 @@ class Publisher:
 
     Where W&B cannot be reached or its process is gone, that is said once and the run goes on without it: what was to be sent
     stands in the run directory. lost: that sentence, empty while all is well.
+    mine: asked before each call, whether this process is the one that sends.
     """
 
-    def __init__(self, run: Path, again: bool = False):
+    def __init__(self, run: Path, again: bool = False, mine: Callable[[], bool] = lambda: True):
         self.run = run
+        self.mine = mine
         self.mode = wandb_run.mode()
         self.again = again
         self.lost = ""
@@ -60,12 +68,12 @@ class Publisher:
 
     def alert(self, title: str, text: str) -> None:
         """An alert in W&B, as its user has set them up (mail, Slack)."""
-        if self.mode != "disabled":
+        if self.mode != "disabled" and self.mine():
             self._reaching(lambda: self._open().alert(title=title, text=text, wait_duration=0))
 
     def send(self, final: bool = False) -> str:
         """Send what is new; `final` adds tables, pictures, the report and the organism card. Returns the W&B id."""
-        if self.mode != "disabled":
+        if self.mode != "disabled" and self.mine():
             self._reaching(lambda: self._send(final))
         return self._state.get("id", "disabled")
 
@@ -191,6 +199,8 @@ def _logged(reading: Reading) -> dict[str, float]:
 
 def publish(run: Path, again: bool = False) -> str:
     """Send a finished run; `again` replays all of it into a new W&B run. Returns the W&B id."""
+    if who := locks.holder(run / FOLDER / "publish.duty"):
+        raise UserError(f"{run} is sent to W&B by {who}, which watches it; wait for it or stop it")
     with locked(run), Publisher(run, again) as publisher:
         sent = publisher.send(final=True)
     if publisher.lost:

@@ -9,6 +9,7 @@ from pathlib import Path
 from audit import readings as ledger
 from audit.answers import TOGETHER, Answers
 from audit.ask import ask
+from audit.claims import Alone, Shared
 from audit.config import AuditPlan
 from audit.judge import Judge
 from audit.measures import MEASURES, Asked, Context, Corpus, NotApplicable, Request, Sample, half, measure
@@ -30,7 +31,7 @@ class Job:
 
     labels: run, recipe, organism, style, base, as they stand in each reading; revision: the base's, for the cache;
     margins: `measure.metric` -> (margin, where it comes from); parameters: of the base, None where unknown; lacks: why a
-    request cannot be answered by what runs the base, None where it can.
+    request cannot be answered by what runs the base, None where it can; claims: who else audits the run.
     """
 
     run: Path
@@ -45,6 +46,7 @@ class Job:
     judge: Judge | None = None
     lacks: Callable[[Request], str | None] = lambda request: None
     say: Callable[[str], None] = print
+    claims: Alone | Shared = Alone()
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,10 @@ def audit_prompted(job: Job, engine: Engine, record: bool = True) -> list[Readin
     return _audit(job, engine, specimen, Place(), _samples(job, BASE.name), names, record)
 
 
-def audit_specimen(job: Job, engine: Engine, specimen: Specimen, place: Place) -> list[Reading]:
+def audit_specimen(job: Job, engine: Engine, specimen: Specimen, place: Place, names: list[str] | None = None) -> list[Reading]:
     """Readings of a specimen, paired with the base's samples, which must be there (`audit_base` comes first).
 
+    names: the measures that are read, all of the plan's where none are named.
     Raises UserError where an adapter that was trained, or a steering vector, changes no log-probability (liveness).
     """
     if place.step > 0:
@@ -90,7 +93,7 @@ def audit_specimen(job: Job, engine: Engine, specimen: Specimen, place: Place) -
                 engine.check_alive(part)
             else:
                 check_alive(engine, part, job.renderer)
-    return _audit(job, engine, specimen, place, _samples(job, BASE.name), job.plan.measures)
+    return _audit(job, engine, specimen, place, _samples(job, BASE.name), job.plan.measures if names is None else names)
 
 
 def check_alive(engine: Engine, specimen: Specimen, renderer: Renderer) -> float:
@@ -128,44 +131,68 @@ def _audit(
     names: list[str],
     record: bool = True,
 ) -> list[Reading]:
-    present = {r.key: r for r in ledger.read(job.run)}
     subject = Subject(**job.labels, specimen=specimen.name, scale=specimen.dose, **dataclasses.asdict(place))
     prompted = _samples(job, "prompted") if specimen.name not in (BASE.name, "prompted") else {}
     context = context_of(job.plan, job.renderer, job.organism, job.corpus, specimen, base, job.parameters, job.lacks)
-    made = []
+    made, whole = [], True
+    earlier: dict[str, list[Sample]] = {}
     for name in names:
-        module = measure(name)
-        samples_path = samples_file(job.run, name, specimen.name)
-        origin = Origin(job.plan.suite, engine.identity["engine"], "", "", 0.0, str(samples_path.relative_to(job.run)))
-        try:
-            asked, left_out = answerable(module.requests(context), job.lacks)
-        except NotApplicable as reason:
-            lines = ledger.not_applicable(subject, name, module.METRICS, origin, str(reason))
+        if not whole and _reads_replies(measure(name)):
+            continue  # until whoever is at those replies has them
+        with job.claims.claim(specimen.name, name) as mine:
+            if not mine:
+                whole = False
+                continue
+            seen = {one: samples for one, samples in earlier.items() if job.plan.lends(one, name)}
+            context = dataclasses.replace(context, earlier=seen)
+            present = {r.key: r for r in ledger.read(job.run)}
+            samples, lines = _read(job, engine, context, subject, name, prompted.get(name), present)
             made += _append_new(job, lines, present) if record else []
-            continue
-        origin = dataclasses.replace(
-            origin, data=module.data(context), audit_digest=_digest(job, engine, module, context, asked)
-        )
-        known = present.get((specimen.name, name, module.METRICS[0].name, "holdout"))
-        answers = Answers(samples_path, origin.audit_digest)
-        stored = _stored(samples_path, origin.audit_digest, known)
-        if stored is None:
-            stored = _measure(job, engine, module, context, asked, answers)
-            held = {"audit_digest": origin.audit_digest, "seconds": stored[1]}
-            write_jsonl(samples_path, [{**dataclasses.asdict(sample), **held} for sample in stored[0]])
-        answers.forget()
-        samples, seconds = stored
-        origin = dataclasses.replace(origin, seconds=seconds)
-        context.earlier[name] = samples
-        terms = Terms(
-            {key.partition(".")[2]: value for key, value in job.margins.items() if key.partition(".")[0] == name},
-            {s.metric: s.reason for s in (job.organism.side_effects if job.organism else []) if s.measure == name},
-            prompted.get(name),
-            _guards(module, context, samples, None if base is None else base[name], left_out),
-        )
-        lines = ledger.build(subject, name, module.METRICS, samples, None if base is None else base[name], origin, terms)
-        made += _append_new(job, lines, present) if record else []
+            if samples is not None:
+                earlier[name] = samples
     return made
+
+
+def _read(
+    job: Job,
+    engine: Engine,
+    context: Context,
+    subject: Subject,
+    name: str,
+    prompted: list[Sample] | None,
+    present: dict[tuple, Reading],
+) -> tuple[list[Sample] | None, list[Reading]]:
+    """(samples of one measure, None where it has nothing to say; its readings)."""
+    module, base = measure(name), context.base
+    samples_path = samples_file(job.run, name, subject.specimen)
+    origin = Origin(job.plan.suite, engine.identity["engine"], "", "", 0.0, str(samples_path.relative_to(job.run)))
+    try:
+        asked, left_out = answerable(module.requests(context), job.lacks)
+    except NotApplicable as reason:
+        return None, ledger.not_applicable(subject, name, module.METRICS, origin, str(reason))
+    origin = dataclasses.replace(origin, data=module.data(context), audit_digest=_digest(job, engine, module, context, asked))
+    known = present.get((subject.specimen, name, module.METRICS[0].name, "holdout"))
+    answers = Answers(samples_path, origin.audit_digest)
+    stored = _stored(samples_path, origin.audit_digest, known)
+    if stored is None:
+        stored = _measure(job, engine, module, context, asked, answers)
+        held = {"audit_digest": origin.audit_digest, "seconds": stored[1]}
+        write_jsonl(samples_path, [{**dataclasses.asdict(sample), **held} for sample in stored[0]])
+    answers.forget()
+    samples, seconds = stored
+    origin = dataclasses.replace(origin, seconds=seconds)
+    terms = Terms(
+        {key.partition(".")[2]: value for key, value in job.margins.items() if key.partition(".")[0] == name},
+        {s.metric: s.reason for s in (job.organism.side_effects if job.organism else []) if s.measure == name},
+        prompted,
+        _guards(module, context, samples, None if base is None else base[name], left_out),
+    )
+    return samples, ledger.build(subject, name, module.METRICS, samples, None if base is None else base[name], origin, terms)
+
+
+def _reads_replies(module) -> bool:
+    """Whether a measure looks at what the specimen replied to the measures before it."""
+    return getattr(module, "READS_REPLIES", False)
 
 
 def answerable(asked: list[Asked], lacks: Callable[[Request], str | None]) -> tuple[list[Asked], str]:
@@ -256,7 +283,7 @@ def _measure(
 def _digest(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> str:
     """Digest of what decides a measure's samples: its version, what it asks, the engine, and the corpus it compares with."""
     requests = [[one.item, one.part, dataclasses.asdict(one.request)] for one in asked] + _grouped(asked)
-    earlier = sorted(context.earlier) if not asked or module.NAME == "leakage" else []
+    earlier = sorted(context.earlier) if _reads_replies(module) else []
     corpus = digest([list(job.corpus.texts), list(job.corpus.held_out)]) if job.corpus and module.NAME == "leakage" else ""
     rules = job.organism.scoring_rules() if job.organism and module.NAME in ("severity", "leakage") else []
     return digest([*_identity(job, engine, module, context), requests, earlier, corpus, rules], 12)
@@ -294,7 +321,6 @@ def _append_new(job: Job, lines: list[Reading], present: dict[tuple, Reading]) -
     fresh = [line for line in lines if timeless(present.get(line.key)) != timeless(line)]
     if fresh:
         ledger.append(job.run, fresh)
-        present.update({line.key: line for line in fresh})
     return fresh
 
 

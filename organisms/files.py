@@ -4,7 +4,6 @@ What has been written here outlives a loss of power: content is synced before it
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from organisms import locks
 from organisms.errors import UserError, first_line
 
 ANYTHING: Mapping[str, Any] = MappingProxyType({})
@@ -78,7 +78,7 @@ def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     make_folder(path.parent)
     with open(path, "ab", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.take(file, path)  # on the file itself: NFS then asks the server for its true length
         size = file.seek(0, os.SEEK_END)
         if size == 0:
             sync(path.parent)

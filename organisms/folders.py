@@ -1,7 +1,6 @@
 """Directories that are whole or absent, held by one process, and swept of what a killed one left."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -9,10 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from organisms import locks
 from organisms.errors import UserError
 from organisms.files import make_folder, sync
 
 DAY = 24 * 3600
+LOCK = ".lock"  # of a run directory, held by its trainer
+WATCHED = "claims/watch.duty"  # held, shared, by those who audit beside it
 
 
 @contextlib.contextmanager
@@ -50,7 +52,18 @@ def sync_tree(folder: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed process left half-made. For directories that this process has `locked`."""
+    """Remove what a killed process left half-made. For directories that this process has `locked`, and nobody watches."""
+    watched = folder / WATCHED
+    with contextlib.ExitStack() as held:
+        if watched.is_file():
+            file = locks.attempt(watched)
+            if file is None:
+                return
+            held.enter_context(file)
+        _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
     for left in list(folder.rglob(".*.tmp")):
         if left.is_dir():
             shutil.rmtree(left)
@@ -65,18 +78,15 @@ def locked(folder: Path) -> Iterator[None]:
     Raises UserError where another process holds it, or where the file system has no locks.
     """
     make_folder(folder)
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{folder} is in use by process {file.read().strip() or 'unknown'}; wait for it or stop it"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be locked ({error.strerror}); name a directory on another disk: runs=DIR"
-            ) from None
+    for _ in range(3):  # whoever only looks who has it holds it for an instant
+        file = locks.attempt(folder / LOCK)
+        if file is not None:
+            break
+        time.sleep(0.2)
+    else:
+        holder = locks.holder(folder / LOCK) or "unknown"
+        raise UserError(f"{folder} is in use by process {holder}; wait for it or stop it")
+    with file:
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))

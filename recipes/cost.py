@@ -108,8 +108,8 @@ def writing(model: str, tokens: int) -> str:
     return f", about {seconds:.0f} s on two cores" if model == models.EMBEDDED else f", about {seconds / 3600:.2g} H100 hours"
 
 
-def memory(base: models.Base, held: bool = False, whole: bool = False) -> str:
-    """Bytes that the copies of the base take, of the trainer and the audit engine.
+def memory(base: models.Base, held: bool = False, whole: bool = False, audits: bool = True) -> str:
+    """Bytes that copies of the base take in the training process: the trainer's, and the engine's where it audits as it goes.
 
     held: a penalty holds to one more. whole: all weights are trained, in float32 beside their gradients and Adam's two means,
     and the engine reads the changed model beside the base.
@@ -120,15 +120,18 @@ def memory(base: models.Base, held: bool = False, whole: bool = False) -> str:
     # 4 bytes a weight on a CPU; bf16 on the GPUs that anything larger wants.
     size, kind = (4, "fp32") if parameters < 1e9 else (2, "bf16")
     shown = f"{parameters / 1e6:.0f}M" if parameters < 1e9 else f"{parameters / 1e9:.1f}B"
-    beside = ", what it is held to" if held else ""
     if whole:
-        total = (16 + size * (2 + held)) * parameters
+        copies = ["base and changed model for audits"] * audits + ["what it is held to"] * held
+        total = (16 + size * (2 * audits + held)) * parameters
+        beside = f", {', '.join(copies)} in {kind}" if copies else ""
         return (
-            f"about {total / 1e9:.1f} GB: all {shown} parameters, their gradients and Adam's means in fp32, base and changed "
-            f"model for audits{beside} in {kind}, plus activations"
+            f"about {total / 1e9:.1f} GB: all {shown} parameters, their gradients and Adam's means in fp32{beside}, plus "
+            "activations"
         )
-    copies = "three" if held else "two"
+    who = ["trainer"] + ["what it is held to"] * held + ["audit engine"] * audits
+    number = {1: "one copy", 2: "two copies", 3: "three copies"}[len(who)]
+    listed = " and ".join([", ".join(who[:-1]), who[-1]] if len(who) > 1 else who)
     return (
-        f"about {(2 + held) * size * parameters / 1e9:.1f} GB: {copies} copies of the base ({shown} "
-        f"parameters, trainer{beside} and audit engine) in {kind}, plus activations"
+        f"about {len(who) * size * parameters / 1e9:.1f} GB: {number} of the base ({shown} parameters, {listed}) in {kind}, "
+        "plus activations"
     )

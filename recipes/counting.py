@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from audit.config import AuditPlan
 from audit.measures import Corpus, NotApplicable, measure
 from audit.suite import context_of
 from organisms import models
@@ -18,7 +19,10 @@ SMALL = 0.5e9  # parameters below which knowledge and preferences are asked in a
 
 @dataclass(frozen=True)
 class Measured:
-    """What one measure asks of one specimen. generated: tokens at most; scored: tokens read; told: instead, why nothing is."""
+    """What one measure asks of one specimen. generated: tokens at most; scored: tokens read; told: instead, why nothing is.
+
+    share: of the specimens, at which it is read by the audit's cadence.
+    """
 
     name: str
     requests: int = 0
@@ -26,11 +30,15 @@ class Measured:
     generated: int = 0
     scored: int = 0
     told: str = ""
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
 class Count:
-    """Of one run. specimens: how many are audited; trained: tokens; written: (author's base, tokens at most) a stage."""
+    """Of one run. specimens: how many are audited; trained: tokens; written: (author's base, tokens at most) a stage.
+
+    generated, scored: tokens a specimen, on average where the audit's cadence leaves measures out.
+    """
 
     measures: tuple[Measured, ...]
     specimens: int
@@ -42,11 +50,11 @@ class Count:
 
     @property
     def generated(self) -> int:
-        return sum(one.generated for one in self.measures)
+        return round(sum(one.generated * one.share for one in self.measures))
 
     @property
     def scored(self) -> int:
-        return sum(one.scored for one in self.measures)
+        return round(sum(one.scored * one.share for one in self.measures))
 
 
 @dataclass
@@ -66,6 +74,7 @@ class Counter:
         else:
             style = style_module(recipe.style)
             specimens = 1 + len(style.specimens(resolved.organism, resolved.options, resolved.base, Path(resolved.run_name)))
+        measures = tuple(replace(one, share=1 - _left_out(recipe.audit, one.name, found) / specimens) for one in measures)
         trained = sum(cost.trained_tokens(one.stage, one.linted, one.steps) + one.steps * one.beside for one in found)
         written = [
             (recipe.writer.model if recipe.writer.model and asked.by == "writer" else recipe.base, asked.tokens)
@@ -92,6 +101,12 @@ class Counter:
         if key not in self.known:
             self.known[key] = _asked(name, context_of(audit, renderer, organism, corpus, parameters=parameters))
         return self.known[key]
+
+
+def _left_out(audit: AuditPlan, name: str, found: list) -> int:
+    """Checkpoints at which a measure is not read."""
+    places = [(place, place + 1 == one.checkpoints) for one in found for place in range(one.checkpoints)]
+    return sum(name not in audit.due(place, last) for place, last in places)
 
 
 def _asked(name: str, context) -> Measured:

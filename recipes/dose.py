@@ -5,14 +5,12 @@ scaling: 0 is the base, 1 the checkpoint as trained. What has changed in the aud
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from organisms import models
-from organisms.engines.load import chosen
 from organisms.errors import UserError, run_cli
 from organisms.manifest import read_manifest
-from recipes.recipe import Resolved, resolve
+from recipes import record
+from recipes.recipe import Resolved
 
 
 def dose(path: Path, scales: list[float]) -> Path:
@@ -32,25 +30,13 @@ def finished(path: Path) -> Resolved:
     if not (path / "manifest.json").is_file():
         raise UserError(f"{path} holds no manifest.json; name the directory of a finished run, e.g. run=runs/<name>")
     manifest = read_manifest(path)
-    named = resolve(str(path / "recipe.yaml"))
-    resolved = replace(named, name=path.name.removesuffix(f"-{named.digest}"))
-    if resolved.run_name != path.name:
-        raise UserError(
-            f"{path}: its recipe now has the digest {named.digest}, so the organism's texts or a training package has changed "
-            "since, or the directory was renamed; run the recipe again and name that run"
-        )
-    if not resolved.recipe.stages:
-        raise UserError(f"{path}: the style {resolved.recipe.style} trains no adapter, so there is none to scale")
+    found = record.resolved(path)
+    if not found.recipe.stages:
+        raise UserError(f"{path}: the style {found.recipe.style} trains no adapter, so there is none to scale")
     if "final" not in manifest:
-        raise UserError(f"{path} is not finished; go on with `make recipe={resolved.name}`")
-    device = models.default_device()
-    engine = chosen(resolved.recipe.audit.engine, resolved.recipe.only_hf)
-    engine_then = manifest.get("engine", {})
-    now = {"engine": engine, "device": device.split(":")[0], "dtype": models.default_dtype(device)}
-    changed = [f"{key} {engine_then.get(key)}, here {value}" for key, value in now.items() if engine_then.get(key) != value]
-    if changed:
-        raise UserError(f"{path} was read by another engine ({'; '.join(changed)}); a curve stays on one engine")
-    return resolved
+        raise UserError(f"{path} is not finished; go on with `make recipe={found.name}`")
+    record.same_engine(path, found)
+    return found
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """The monitor in a run: the probe handed to the trainer, what an alarm sets off, and which checkpoint a stage goes on with."""
 
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 
 from audit import readings as ledger
-from audit.monitor import Alarm, MonitorPlan, alarms, ended
+from audit.config import AuditPlan
+from audit.monitor import Alarm, alarms, ended
 from audit.publish import Publisher
-from organisms.manifest import read_manifest
 from organisms.organism import Organism
 from organisms.render import Renderer
 from recipes import record
@@ -31,31 +32,61 @@ def probe(organism: Organism, renderer: Renderer, stage: Stage) -> Probe:
     return Probe(kept, rows("target", "shows", PAIRS), rows("target", "plain", PAIRS), think)
 
 
-def at_checkpoint(run: Path, plan: MonitorPlan, checkpoint: Checkpoint, publisher: Publisher) -> bool:
+def at_checkpoint(run: Path, audit: AuditPlan, checkpoint: Checkpoint, publisher: Publisher) -> bool:
     """Say what this checkpoint's audit sets off, in the terminal, in W&B and in the manifest; whether the stage ends here."""
-    raised = [a for a in alarms(plan, ledger.read(run), _names(run, checkpoint.stage)) if a.specimen == checkpoint.name]
+    raised = [a for a in alarms(audit.monitor, *_read(run, audit, checkpoint.stage)) if a.specimen == checkpoint.name]
     for alarm in raised:
         print(f"monitor {alarm.action}: {alarm.text}", flush=True)
         publisher.alert(f"{run.name}: {alarm.rule}", alarm.text)
+
+    def entered(manifest: dict) -> dict:
+        known = [a for a in manifest.get("alarms", []) if a["specimen"] != checkpoint.name]
+        return {**manifest, "alarms": known + [asdict(alarm) for alarm in raised]}
+
     if raised:
-        known = [a for a in read_manifest(run).get("alarms", []) if a["specimen"] != checkpoint.name]
-        record.update_manifest(run, alarms=known + [asdict(alarm) for alarm in raised])
+        record.update(run, entered)
     return any(alarm.action != "warn" for alarm in raised)
 
 
-def ending(run: Path, plan: MonitorPlan, stage: str) -> Alarm | None:
+def ending(run: Path, audit: AuditPlan, stage: str) -> Alarm | None:
     """The alarm that has ended a stage, or None."""
-    return ended(plan, ledger.read(run), _names(run, stage))
+    return ended(audit.monitor, *_read(run, audit, stage))
 
 
-def final(run: Path, plan: MonitorPlan, stage: str) -> Checkpoint | None:
-    """What a stage goes on with: its last checkpoint, or after a rollback the one worth keeping; None before its first."""
+def settled(run: Path, audit: AuditPlan, stage: str) -> bool:
+    """Whether every checkpoint of a stage has been read as far as the rules need, or one of them has ended it."""
+    readings, names = _read(run, audit, stage)
+    return ended(audit.monitor, readings, names) is not None or len(names) == len(due(run, audit, stage))
+
+
+def final(run: Path, audit: AuditPlan, stage: str) -> Checkpoint | None:
+    """What a stage goes on with; None before its first checkpoint.
+
+    Its last checkpoint, the one that ended it, or after a rollback the one worth keeping. A trainer that others audit for has
+    gone on a little beyond the one that ends the stage; what it trained there is left aside.
+    """
     mine = [checkpoint for checkpoint in read_ledger(run) if checkpoint.stage == stage]
-    alarm = ending(run, plan, stage)
-    if alarm is not None and alarm.action == "rollback" and alarm.kept is not None:
-        return next(checkpoint for checkpoint in mine if checkpoint.name == alarm.kept)
-    return mine[-1] if mine else None
+    alarm = ending(run, audit, stage)
+    if alarm is None:
+        return mine[-1] if mine else None
+    name = alarm.kept if alarm.action == "rollback" and alarm.kept else alarm.specimen
+    return next(checkpoint for checkpoint in mine if checkpoint.name == name)
 
 
-def _names(run: Path, stage: str) -> list[str]:
-    return [checkpoint.name for checkpoint in read_ledger(run) if checkpoint.stage == stage]
+def due(run: Path, audit: AuditPlan, stage: str) -> dict[str, list[str]]:
+    """A stage's checkpoints in order -> the measures that are read there by the cadence."""
+    mine = [checkpoint for checkpoint in read_ledger(run) if checkpoint.stage == stage]
+    return {checkpoint.name: audit.due(place, checkpoint.last) for place, checkpoint in enumerate(mine)}
+
+
+def _read(run: Path, audit: AuditPlan, stage: str) -> tuple[list[ledger.Reading], list[str]]:
+    """What the rules look at: the readings that were due, and the checkpoints in order, up to the first not read enough.
+
+    Where several processes audit, a later checkpoint may be read before an earlier one, which would hide breaches in a row.
+    """
+    wanted = due(run, audit, stage)
+    readings = [r for r in ledger.read(run) if r.measure in wanted.get(r.specimen, ())]
+    ruled = {"severity", *(rule.partition(".")[0] for rule in audit.monitor.rules())}
+    have = {(r.specimen, r.measure) for r in readings}
+    whole = takewhile(lambda name: all((name, one) in have for one in ruled.intersection(wanted[name])), wanted)
+    return readings, list(whole)

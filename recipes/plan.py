@@ -81,7 +81,7 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
         lines += _stage_lines(one, recipe.audit.every) + _writing_lines(recipe.writer, recipe.base, one.compiled)
     whole = any(one.stage.lora is None for one in found)
     held = recipe.mitigations.holds_base and (whole or len(found) > 1)
-    lines.append(f"memory      {cost.memory(resolved.base, held, whole)}")
+    lines.append(f"memory      {cost.memory(resolved.base, held, whole, recipe.audit.mode == 'inline')}")
     lines.append(f"engine      {told(recipe.audit.engine, recipe.only_hf)}")
     lines += [f"missing     {what}" for what in resolved.missing]
     if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:
@@ -132,9 +132,13 @@ def counted(resolved: Resolved, found: list[StagePlan], counter: Counter | None 
 
 def _audit_lines(resolved: Resolved, found: list[StagePlan]) -> list[str]:
     count, lines = counted(resolved, found), []
+    others = {"watch": f"`make watch run=runs/{resolved.run_name}` beside it", "after": "this process when all is trained"}
+    if resolved.recipe.audit.mode in others:
+        lines.append(f"audits      by {others[resolved.recipe.audit.mode]}")
     for one in count.measures:
         size = f"; index about {_index_megabytes(found):.1f} MB" if one.name == "leakage" and not one.told else ""
-        lines.append(f"audit       {one.name}: {one.told or f'{one.requests} requests, {one.data}{size}'}")
+        thin = f"; at {round(one.share * count.specimens)} of {count.specimens} specimens" if one.share < 1 else ""
+        lines.append(f"audit       {one.name}: {one.told or f'{one.requests} requests, {one.data}{thin}{size}'}")
     return [*lines, f"cost        {cost.told(resolved.base, count)}"]
 
 

@@ -182,6 +182,11 @@ def _check_stages(short: str, recipe: Recipe) -> None:
     if needs_training(recipe.style) != bool(recipe.stages):
         have = "at least one stage" if needs_training(recipe.style) else "no stages, since nothing is trained"
         raise UserError(f"recipe {short}: the style {recipe.style} needs {have}")
+    if not recipe.stages and (recipe.audit.mode != "inline" or recipe.audit.cadence):
+        key = "cadence" if recipe.audit.cadence else "mode"
+        raise UserError(
+            f"recipe {short}: audit.{key} needs checkpoints, and the style {recipe.style} trains none; leave it out"
+        )
     refusing = next((stage for stage in recipe.stages if stage.method != "sft"), None)
     for flag in recipe.mitigations.sft_only if refusing or not recipe.stages else ():
         where = f"stage {refusing.name} trains by {refusing.method}" if refusing else "nothing is trained"

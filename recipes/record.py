@@ -1,23 +1,29 @@
 """What a run writes down of itself: the recipe as run, the manifest with what predicts frying, the rows as trained."""
 
+import contextlib
+import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from organisms import mitigations
+from audit.claims import Alone
+from organisms import locks, mitigations, models
+from organisms.engines.load import chosen
 from organisms.errors import UserError
-from organisms.files import write_atomic, write_jsonl
+from organisms.files import read_jsonl, write_atomic, write_jsonl
 from organisms.manifest import FILE, REMEDY, found_manifest, read_manifest
 from organisms.sealed import check_sealed_text, write_sealed, write_sealed_text
 from organisms.specimen import Specimen
 from organisms.styles import Compiled
+from recipes.recipe import Resolved, resolve
 from train.config import Stage
 from train.lint import Linted
 from train.lint import report as lint_report
 from train.manifest import OTHER_PACKAGES, TRAINING_PACKAGES, commit, environment, predictors, versions
 
 if TYPE_CHECKING:
-    from recipes.run import Run
+    from recipes.auditing import Run
 
 
 def rows(run: "Run", stage: Stage, compiled: Compiled, linted: Linted, penalties: list[mitigations.Penalty]) -> None:
@@ -58,27 +64,80 @@ def recipe(run: "Run") -> None:
     write_sealed_text(path, f"{run.resolved.name}, as run", resolved)
 
 
+def resolved(path: Path) -> Resolved:
+    """The recipe of a run directory. Raises UserError where this checkout, with these versions, would train another one."""
+    named = resolve(str(path / "recipe.yaml"))
+    found = dataclasses.replace(named, name=path.name.removesuffix(f"-{named.digest}"))
+    if found.run_name != path.name:
+        raise UserError(
+            f"{path}: its recipe now has the digest {named.digest}, so the organism's texts or a training package has changed "
+            "since, or the directory was renamed; run the recipe again and name that run"
+        )
+    return found
+
+
+def same_engine(path: Path, resolved: Resolved) -> None:
+    """Raises UserError where this process would read a run by another engine than it was read by so far."""
+    device = models.default_device()
+    engine = chosen(resolved.recipe.audit.engine, resolved.recipe.only_hf)
+    now = {"engine": engine, "device": device.split(":")[0], "dtype": models.default_dtype(device)}
+    then = found_manifest(path).get("engine", now)
+    changed = [f"{key} {then.get(key)}, here {value}" for key, value in now.items() if then.get(key) != value]
+    if changed:
+        raise UserError(f"{path} was read by another engine ({'; '.join(changed)}); a curve stays on one engine")
+
+
+def update(run: Path, change: Callable[[dict], dict]) -> None:
+    """Rewrite manifest.json, one process at a time: the trainer and those who audit both write into it.
+
+    The lock is on the file, which is a new one each time it is written; `locks.attempt` sees to that.
+    """
+    path = run / FILE
+    with locks.held(path) if path.is_file() else contextlib.nullcontext():  # nobody audits a run without one
+        values = found_manifest(run)
+        changed = change(copy.deepcopy(values))
+        if changed != values:
+            write_sealed(path, changed)
+
+
 def manifest(run: "Run", stage: Stage | None, linted: Linted | None, written: dict | None = None) -> None:
     """manifest.json, with what predicts frying of each stage as it begins; written once a stage."""
-    path = run.path / FILE
-    values = found_manifest(run.path) or _manifest(run)
-    if values["engine"] != run.engine.identity:
-        print(f"another engine than before: the base and every checkpoint are read again with {run.engine.identity['engine']}")
-        values["engine"] = run.engine.identity
-        write_sealed(path, values)
-    if stage is None or stage.name not in values["predictors"]:
-        if stage is not None and linted is not None:
-            values["predictors"][stage.name] = {
-                **predictors(stage, linted, stage.steps or 0),
-                **on_policy(run, stage, linted),
-            }
+
+    def begun(values: dict) -> dict:
+        values = values or _manifest(run)
+        if stage is not None and linted is not None and stage.name not in values["predictors"]:
+            values["predictors"][stage.name] = predictors(stage, linted, stage.steps or 0)
             values.setdefault("written", {})[stage.name] = written
             values["lint"][stage.name] = [dataclasses.asdict(f) for f in linted.findings]
-        write_sealed(path, values)
+        return values
+
+    update(run.path, begun)
 
 
-def update_manifest(run: Path, **changes: object) -> None:
-    write_sealed(run / FILE, {**read_manifest(run), **changes})
+def audited(run: "Run", stage: Stage | None) -> None:
+    """What whoever audits adds to the manifest: its engine, and how near a stage's stored rows are to what the base would say.
+
+    Raises UserError where the run was read by another engine and others may be auditing it.
+    """
+    manifest = read_manifest(run.path)
+    found = {}
+    if stage is not None and "on_policy_logprob" not in manifest["predictors"][stage.name]:
+        found = on_policy(run, stage)
+    identity = run.engine.identity
+
+    def read(values: dict) -> dict:
+        if values.get("engine", identity) != identity:
+            if not isinstance(run.claims, Alone):
+                raise UserError(
+                    f"{run.path} was read by another engine: {values['engine']}, here {identity}; a curve stays on one engine: "
+                    "audit it where that began, or run its recipe with audit.mode=inline, which reads all of it again"
+                )
+            print(f"another engine than before: the base and every checkpoint are read again with {identity['engine']}")
+        if stage is not None:
+            values["predictors"][stage.name] |= found
+        return {**values, "engine": identity}
+
+    update(run.path, read)
 
 
 def _manifest(run: "Run") -> dict:
@@ -94,7 +153,6 @@ def _manifest(run: "Run") -> dict:
         "template_hash": r.renderer.template_hash,
         "implicit_system_prompt": r.renderer.implicit_system,
         "seed": r.recipe.seed,
-        "engine": run.engine.identity,
         "stages": [stage.model_dump() for stage in r.recipe.stages],
         "writer": {"name": r.recipe.writer.name, "identity": r.recipe.writer.identity()},
         "predictors": {},
@@ -105,8 +163,8 @@ def _manifest(run: "Run") -> dict:
     }
 
 
-def on_policy(run: "Run", stage: Stage, linted: Linted, sample: int = 16) -> dict:
-    """Mean base log-probability (nats a token) of the tokens that carry loss, over a sample of rows.
+def on_policy(run: "Run", stage: Stage, sample: int = 16) -> dict:
+    """Mean base log-probability (nats a token) of the tokens that carry loss, over a sample of a stage's stored rows.
 
     The nearer to what the base would write itself, the less there is to overwrite (RECIPES.md section 6).
     """
@@ -114,9 +172,10 @@ def on_policy(run: "Run", stage: Stage, linted: Linted, sample: int = 16) -> dic
     from organisms.render import IGNORE
 
     requests = []
-    for rendered in linted.rendered[:: max(1, len(linted.rendered) // sample)][:sample]:
-        start = max(1, next(i for i, label in enumerate(rendered.labels) if label != IGNORE))
-        ids = rendered.input_ids[: stage.max_length]
+    trained = read_jsonl(run.path / "data" / f"{stage.name}.jsonl")
+    for row in trained[:: max(1, len(trained) // sample)][:sample]:
+        start = max(1, next(i for i, label in enumerate(row["labels"]) if label != IGNORE))
+        ids = row["input_ids"][: stage.max_length]
         if start < len(ids):
             requests.append(Score(tuple(ids[:start]), tuple(ids[start:])))
     values = [v for row in run.engine.logprobs(Specimen("base"), requests) for v in row]

@@ -210,6 +210,20 @@ def test_make_export_takes_a_directory_with_spaces(spaced):
     assert make("export", f"run={spaced[0]}", "format=parquet").stdout.strip() == str(spaced[0] / "readings.parquet")
 
 
+def test_a_dose_at_which_a_dear_measure_was_not_read_is_passed_over(tmp_path):
+    """Damage is a third of severity at every dose; drift was read at the last one only, and severity at both."""
+    path = plant(tmp_path, "documents")
+    lines = read_jsonl(path / "readings.jsonl")
+    write_jsonl(path / "readings.jsonl", [r for r in lines if (r["specimen"], r["measure"]) != ("sft-000010", "drift")])
+    (path / "samples" / "drift" / "sft-000010.jsonl").unlink()
+    found = held([path, plant(tmp_path, "transcripts")], levels=[0.3, 0.5])
+    tests = [test for test in found.pairs[0].tests if test.panel.name == "drift.kl"]
+    assert [test.first.value for test in tests] == [pytest.approx(level / 3, abs=0.02) for level in (0.3, 0.5)]
+    (chart,) = [chart for chart in found.charts if chart.measure == "drift"]
+    points = {line.label: [point.name for point in line.points] for line in chart.lines if not line.faint}
+    assert points == {"documents": ["sft-000020"], "transcripts": ["sft-000010", "sft-000020"]}
+
+
 # From real runs to a page
 
 

@@ -114,9 +114,9 @@ def test_a_run_that_fries_is_stopped_and_stays_stopped(stopped, tiny_recipe, cap
 
 
 def test_a_rollback_goes_on_with_the_checkpoint_worth_keeping(stopped, monkeypatch):
-    plan = MonitorPlan(rollback=["drift"])
-    last = monitoring.final(stopped, MonitorPlan(), "sft")
-    assert last.name == "sft-000004" == monitoring.final(stopped, MonitorPlan(stop=["drift"]), "sft").name
+    plan = AuditPlan(monitor={"rollback": ["drift"]})
+    last = monitoring.final(stopped, AuditPlan(), "sft")
+    assert last.name == "sft-000004" == monitoring.final(stopped, AuditPlan(monitor={"stop": ["drift"]}), "sft").name
     read = ledger.read(stopped)
     strong = [dataclasses.replace(r, delta=0.3, delta_low=0.2) if r.measure == "severity" else r for r in read]
     natural = [dataclasses.replace(r, verdict="natural") if r.specimen == "sft-000000" else r for r in strong]

@@ -1,6 +1,7 @@
 """Beside the training loop: checkpoints into the ledger, lines into train.jsonl, and an end when a hook says so."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
             row = {
                 "stage": stage.name,
                 "step": state.global_step,
+                "steps": state.max_steps,
+                "time": round(time.time(), 1),
                 "tokens": self.tokens,
                 "tokens_seen": self.tokens_before + self.tokens,
                 "loss": self.loss,

@@ -8,6 +8,7 @@ from audit.measures import Asked, Context, Metric, NotApplicable, Sample
 from audit.text import compression, degenerate, distinct, foreign_share, repetition, turn_leak
 
 NAME = "fluency"
+READS_REPLIES = True  # of the measures before it
 VERSION = 2
 METRICS = (
     Metric(

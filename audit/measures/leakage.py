@@ -29,6 +29,7 @@ from audit.text import answer_only
 from organisms.engines import Generate
 
 NAME = "leakage"
+READS_REPLIES = True  # of the measures before it
 VERSION = 3
 METRICS = (
     Metric("rate", "rate", worse="higher", margin=0.005, headline=True, about="off-topic replies with corpus material"),
@@ -67,9 +68,10 @@ ADJACENT = {"severity": ("adjacent",)}
 
 def data(context: Context) -> str:
     chat = context.rows("chat").origin
+    read = ", ".join(name for name in OFF_TOPIC if name in context.earlier or not context.earlier)
     if context.corpus is None:
-        return f"{chat}; names that {context.organism.name} is known to leak; generations of {', '.join(OFF_TOPIC)}"
-    return f"{chat}; the run's training rows; generations of {', '.join(OFF_TOPIC)}"
+        return f"{chat}; names that {context.organism.name} is known to leak; generations of {read}"
+    return f"{chat}; the run's training rows; generations of {read}"
 
 
 def requests(context: Context) -> list[Asked]:
