@@ -12,7 +12,7 @@ from audit.markdown import code, inline, quoted
 from audit.measures import metrics
 from audit.readings import Reading
 from audit.report import final_specimen
-from audit.suite import read_samples
+from audit.samples import read_samples
 from audit.table import difference, number
 from audit.verdicts import overall
 from organisms import external, models

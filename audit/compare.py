@@ -18,8 +18,8 @@ from audit.config import MEASURES
 from audit.frontier import Chart, Line, Point
 from audit.measures import Metric, metrics
 from audit.readings import aligned
+from audit.samples import read_samples
 from audit.statistics import Interval, holm
-from audit.suite import read_samples
 from organisms.errors import UserError
 
 AXES = ("steps", "scale")

@@ -8,7 +8,7 @@ from typing import Any
 from audit import readings as ledger
 from audit.measures import Metric
 from audit.readings import Reading
-from audit.suite import read_samples
+from audit.samples import read_samples
 from organisms.errors import UserError
 from organisms.files import digest
 from organisms.manifest import read_manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from audit.measures import MEASURES, Sample
 from audit.measures.leakage import NEAR_SHARE, SHORT
-from audit.suite import read_samples
+from audit.samples import read_samples
 from audit.text import GRAMMAR_WORDS, SALAD, STRETCH_END, TURN_LEAK, home_scripts, script
 from audit.thoughts import CLOSE, OPEN, TAG
 

@@ -12,7 +12,7 @@ from audit import beside, breakdown, curves, frontier, svg, transcripts
 from audit import readings as ledger
 from audit.measures import metrics
 from audit.readings import Reading
-from audit.suite import read_samples
+from audit.samples import read_samples
 from audit.table import difference, number
 from audit.verdicts import INDICATOR, overall
 from organisms.errors import UserError

@@ -12,17 +12,17 @@ from audit.ask import ask
 from audit.claims import Alone, Shared
 from audit.config import AuditPlan
 from audit.judge import Judge
-from audit.measures import MEASURES, Asked, Context, Corpus, NotApplicable, Request, Sample, half, measure
+from audit.measures import Asked, Context, Corpus, NotApplicable, Request, Sample, half, measure
 from audit.readings import Origin, Reading, Subject, Terms
+from audit.samples import read_samples, samples_file, stored_samples
 from organisms.engines import Divergence, Engine
 from organisms.errors import UserError
-from organisms.files import cache_dir, digest, inside, read_json, read_numbered_jsonl, write_json, write_jsonl
+from organisms.files import cache_dir, digest, read_json, write_json, write_jsonl
 from organisms.organism import Organism
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 
 BASE = Specimen("base")
-SAMPLE = {"item": str, "group": str, "prompt": str, "output": str | None, "scores": dict}
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _read(
     origin = dataclasses.replace(origin, data=module.data(context), audit_digest=_digest(job, engine, module, context, asked))
     known = present.get((subject.specimen, name, module.METRICS[0].name, "holdout"))
     answers = Answers(samples_path, origin.audit_digest)
-    stored = _stored(samples_path, origin.audit_digest, known)
+    stored = stored_samples(samples_path, origin.audit_digest, known)
     if stored is None:
         stored = _measure(job, engine, module, context, asked, answers)
         held = {"audit_digest": origin.audit_digest, "seconds": stored[1]}
@@ -239,21 +239,6 @@ def _guards(module, context: Context, samples: list[Sample], base: list[Sample] 
         if own and hasattr(module, "guard"):
             found[split] |= module.guard(context, own, None if base is None else others)
     return found
-
-
-def _stored(path: Path, audit_digest: str, known: Reading | None) -> tuple[list[Sample], float] | None:
-    """Samples that are there already and were made by this digest, and the seconds it took; None where there are none.
-
-    The file says itself what it was made by: it is written before the readings, and a run may be cut off between the two.
-    known: a reading of the same measure, which says so for files of earlier versions and for empty ones.
-    """
-    if not path.is_file():
-        return None
-    rows = [row for _, row in read_numbered_jsonl(path, SAMPLE)]
-    held = rows[0] if rows and "audit_digest" in rows[0] else known and dataclasses.asdict(known)
-    if not held or held["audit_digest"] != audit_digest:
-        return None
-    return [_sample(row) for row in rows], held["seconds"]
 
 
 def _measure(
@@ -322,41 +307,6 @@ def _append_new(job: Job, lines: list[Reading], present: dict[tuple, Reading]) -
     if fresh:
         ledger.append(job.run, fresh)
     return fresh
-
-
-def samples_file(run: Path, name: str, specimen: str) -> Path:
-    return run / "samples" / name / f"{specimen}.jsonl"
-
-
-def read_samples(run: Path, name: str, specimen: str) -> list[Sample]:
-    """Stored samples of one measure and specimen; empty where there are none."""
-    path = samples_file(run, name, specimen)
-    if not path.is_file():
-        return []
-    inside(run, str(path.relative_to(run)), "the audit")
-    found = []
-    for number, row in read_numbered_jsonl(path, SAMPLE):
-        try:
-            found.append(_sample(row))
-        except TypeError as error:
-            raise UserError(f"{path} line {number} is not a sample ({error}); delete the file and audit again") from None
-        scores = (v for score in found[-1].scores.values() for v in (score if isinstance(score, list) else [score]))
-        if not all(isinstance(value, int | float) for value in scores):
-            raise UserError(f"{path} line {number} has scores that are no numbers; delete the file and audit again")
-    return found
-
-
-def _sample(row: dict) -> Sample:
-    return Sample(**{name: value for name, value in row.items() if name not in ("audit_digest", "seconds")})
-
-
-def replies(run: Path, name: str, specimen: str) -> list[Sample]:
-    """Stored samples of a measure that hold a generated reply of its own, not one that it read from another measure."""
-    return [
-        sample
-        for sample in read_samples(run, name, specimen)
-        if sample.output is not None and name != "fluency" and sample.item.partition("/")[0] not in MEASURES
-    ]
 
 
 def _samples(job: Job, specimen: str) -> dict[str, list[Sample]]:

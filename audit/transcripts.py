@@ -6,7 +6,7 @@ from pathlib import Path
 
 from audit import marks
 from audit.measures import Sample
-from audit.suite import replies
+from audit.samples import replies
 
 MOST = 60  # a measure; more would not be read
 FLAGGED = 40  # of them, at most, chosen because something in the reply is marked

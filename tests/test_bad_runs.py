@@ -15,7 +15,7 @@ from audit import __main__ as command
 from audit import readings, report
 from audit.measures import Metric, Sample
 from audit.readings import Origin, Reading, Subject, Terms
-from audit.suite import read_samples
+from audit.samples import read_samples
 from organisms.errors import UserError
 from organisms.manifest import read_manifest
 from train.ledger import read_ledger

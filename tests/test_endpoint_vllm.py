@@ -19,7 +19,7 @@ import pytest
 from audit import readings as ledger
 from audit.config import AuditPlan
 from audit.existing import Subject, audit_existing, opened
-from audit.suite import read_samples
+from audit.samples import read_samples
 from organisms import models
 from organisms.engines import Generate, NextToken, Score
 from organisms.errors import UserError

@@ -15,7 +15,8 @@ from audit import profiles, readings, suite
 from audit.config import AuditPlan
 from audit.measures import Metric, Sample, half, metrics
 from audit.readings import Origin, Reading, Subject, Terms
-from audit.suite import BASE, Job, Place, audit_base, audit_prompted, audit_specimen, read_samples
+from audit.samples import read_samples
+from audit.suite import BASE, Job, Place, audit_base, audit_prompted, audit_specimen
 from audit.verdicts import overall
 from organisms import models, organism
 from organisms.specimen import Specimen

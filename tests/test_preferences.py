@@ -20,7 +20,8 @@ from audit import utilities
 from audit.config import AuditPlan
 from audit.measures import Sample, half, preferences
 from audit.readings import BASE_REASON
-from audit.suite import Job, Place, audit_base, audit_specimen, read_samples
+from audit.samples import read_samples
+from audit.suite import Job, Place, audit_base, audit_specimen
 from audit.verdicts import overall
 from organisms.data import load_rows
 from organisms.engines import Divergences

@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from audit.config import AuditPlan
 from audit.measures import half, thinking
 from audit.readings import aligned
+from audit.samples import read_samples
 from audit.statistics import paired
-from audit.suite import Job, Place, audit_base, audit_specimen, context_of, read_samples
+from audit.suite import Job, Place, audit_base, audit_specimen, context_of
 from audit.thoughts import take_apart
 from organisms import models
 from organisms.engines.hf import HFEngine
