@@ -30,10 +30,11 @@ class _Patience:
         self.recipe = (run.path / "recipe.yaml").read_text(encoding="utf-8")
         self.said = ""
 
-    def wait(self, what: str) -> None:
+    def wait(self, what: str, trained: bool = True) -> None:
+        """trained: the trainer has to bring it about."""
         if (self.run.path / "recipe.yaml").read_text(encoding="utf-8") != self.recipe:
             raise UserError(f"{self.run.path / 'recipe.yaml'} has changed since this process began to audit; start it again")
-        if locks.holder(self.run.path / LOCK) is None:
+        if trained and locks.holder(self.run.path / LOCK) is None:
             what += f"; the trainer is not running: make recipe={self.run.resolved.name} (with the same settings) goes on"
         if what != self.said:
             print(what, flush=True)
@@ -68,7 +69,7 @@ def _stage(run: Run, job: Job, stage: Stage, publisher: Publisher, patience: _Pa
     judged: set[str] = set()
     while not _over(run, job, stage, publisher, done, judged):
         others = sorted(set(being_read(run.path).values()))
-        patience.wait(f"waiting for {', '.join(others) or f'the next checkpoint of stage {stage.name}'}")
+        patience.wait(f"waiting for {', '.join(others) or f'the next checkpoint of stage {stage.name}'}", not others)
     auditing.audit_final(run, job, stage, publisher)
 
 

@@ -93,12 +93,12 @@ def test_rules_are_checked_before_anything_runs():
 
 
 WATCHED = ["audit.measures=[severity,drift]", "stages[0].steps=8", "audit.margins.drift.kl=1e-9"]
+STOPPING = ["audit.monitor.stop=[drift]", "audit.monitor.probe_every=2", "audit.cadence={severity: 3}"]
 
 
 @pytest.fixture(scope="module")
 def stopped(tiny_recipe, tmp_path_factory) -> Path:
-    rules = ["audit.monitor.stop=[drift]", "audit.monitor.probe_every=2"]
-    return execute(resolve(str(tiny_recipe), [*WATCHED, *rules]), tmp_path_factory.mktemp("stopped"))
+    return execute(resolve(str(tiny_recipe), [*WATCHED, *STOPPING]), tmp_path_factory.mktemp("stopped"))
 
 
 def test_a_run_that_fries_is_stopped_and_stays_stopped(stopped, tiny_recipe, capsys):
@@ -106,17 +106,23 @@ def test_a_run_that_fries_is_stopped_and_stays_stopped(stopped, tiny_recipe, cap
     assert names == ["sft-000000", "sft-000002", "sft-000004"]  # of 8 steps; the adapter of step 0 has no drift
     (alarm,) = json.loads((stopped / "manifest.json").read_text())["alarms"]
     assert (alarm["rule"], alarm["action"], alarm["specimen"]) == ("drift.kl", "stop", "sft-000004")
+    # Severity is due at every third checkpoint, and at the one that the stage ends with.
+    assert {r.step for r in ledger.read(stopped) if r.measure == "severity" and r.stage} == {0, 4}
     trained = (stopped / "train.jsonl").read_bytes()
-    rules = ["audit.monitor.stop=[drift]", "audit.monitor.probe_every=2"]
-    assert execute(resolve(str(tiny_recipe), [*WATCHED, *rules]), stopped.parent) == stopped
+    assert execute(resolve(str(tiny_recipe), [*WATCHED, *STOPPING]), stopped.parent) == stopped
     assert (stopped / "train.jsonl").read_bytes() == trained
     assert "monitor stop: drift.kl is fried on the monitor half at 2 checkpoints in a row" in capsys.readouterr().out
 
 
 def test_a_rollback_goes_on_with_the_checkpoint_worth_keeping(stopped, monkeypatch):
-    plan = AuditPlan(monitor={"rollback": ["drift"]})
+    cadence = {"severity": 3}
+    plan = AuditPlan(monitor={"rollback": ["drift"]}, cadence=cadence)
     last = monitoring.final(stopped, AuditPlan(), "sft")
-    assert last.name == "sft-000004" == monitoring.final(stopped, AuditPlan(monitor={"stop": ["drift"]}), "sft").name
+    assert (
+        last.name
+        == "sft-000004"
+        == monitoring.final(stopped, AuditPlan(monitor={"stop": ["drift"]}, cadence=cadence), "sft").name
+    )
     read = ledger.read(stopped)
     strong = [dataclasses.replace(r, delta=0.3, delta_low=0.2) if r.measure == "severity" else r for r in read]
     natural = [dataclasses.replace(r, verdict="natural") if r.specimen == "sft-000000" else r for r in strong]

@@ -28,7 +28,7 @@ from recipes.watch import watch
 from train.ledger import read_ledger
 
 NAMES = ["sft-000000", "sft-000002", "sft-000004"]
-FEW = ["audit.measures=[severity,drift,leakage,fluency]", "audit.limit=4"]
+FEW = ["audit.measures=[drift,leakage,fluency]", "audit.limit=4"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,10 @@ def numbers(run: Path) -> dict[tuple, dict]:
     return found
 
 
-def answers(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): path.read_bytes() for path in sorted((run / "samples").rglob("*.jsonl"))}
+def answers(run: Path) -> dict[str, list[dict]]:
+    """Every sample file, without how long it took."""
+    found = {str(path.relative_to(run)): read_jsonl(path) for path in sorted((run / "samples").rglob("*.jsonl"))}
+    return {name: [{**row, "seconds": None} for row in rows] for name, rows in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -89,26 +91,13 @@ def test_a_watcher_reads_what_an_inline_run_reads(inline, watched, capsys):
     assert capsys.readouterr().out.count("audited sft-000004") == 1
 
 
-def test_afterwards_is_the_same_as_inline(inline, tiny_recipe, tmp_path, monkeypatch):
-    """Nothing is audited before the last checkpoint is there."""
-    seen = []
-    honest = suite.audit_base
-    monkeypatch.setattr(
-        auditing, "audit_base", lambda job, engine: (seen.append(len(read_ledger(job.run))), honest(job, engine))
-    )
-    run = execute(resolve(str(tiny_recipe), [*FEW, "audit.mode=after"]), tmp_path)
-    assert seen == [3]
-    assert numbers(run) == numbers(inline) and answers(run) == answers(inline)
-    assert json.loads((run / "manifest.json").read_text())["final"] == NAMES[-1] and (run / "report.html").is_file()
-
-
 def measured(monkeypatch) -> list[tuple[str, str, str]]:
     """(thread, specimen, measure) of everything that is asked from now on."""
     asked, honest = [], suite._measure
 
-    def counted(job, engine, module, context, requests):
+    def counted(job, engine, module, context, *rest):
         asked.append((threading.current_thread().name, context.specimen.name, module.NAME))
-        return honest(job, engine, module, context, requests)
+        return honest(job, engine, module, context, *rest)
 
     monkeypatch.setattr(suite, "_measure", counted)
     return asked
@@ -143,10 +132,10 @@ def test_a_watcher_that_dies_is_followed_by_another(inline, watched, monkeypatch
     counted = suite._measure
     deaths = [("base", "drift"), ("sft-000002", "leakage")]
 
-    def deadly(job, engine, module, context, requests):
+    def deadly(job, engine, module, context, *rest):
         if deaths and (context.specimen.name, module.NAME) == deaths[0]:
             raise KeyboardInterrupt
-        return counted(job, engine, module, context, requests)
+        return counted(job, engine, module, context, *rest)
 
     monkeypatch.setattr(suite, "_measure", deadly)
     while deaths:
@@ -247,8 +236,9 @@ RULES = ["audit.margins.drift.kl=1e-9", "audit.monitor.probe_every=null", "stage
 
 
 def test_a_trainer_that_others_audit_for_is_stopped_by_what_they_read(tiny_recipe, tmp_path, monkeypatch):
-    """It looks one checkpoint late; what is kept is what a trainer that audits by itself keeps."""
-    overrides = ["audit.measures=[drift]", "audit.limit=4", *RULES, "audit.monitor.stop=[drift]", "audit.mode=watch"]
+    """It looks one checkpoint late; what is kept is what a trainer that audits by itself keeps, and read by every measure."""
+    overrides = ["audit.measures=[drift,webtext]", "audit.limit=4", *RULES, "audit.monitor.stop=[drift]", "audit.mode=watch"]
+    overrides.append("audit.cadence={webtext: 3}")
     honest, other = auditing.Run.ended, []
 
     def late(run, stage):
@@ -269,12 +259,13 @@ def test_a_trainer_that_others_audit_for_is_stopped_by_what_they_read(tiny_recip
     assert manifest["final"] == "sft-000004"
     (alarm,) = manifest["alarms"]
     assert (alarm["action"], alarm["specimen"]) == ("stop", "sft-000004")
+    assert {r.step for r in ledger.read(run) if r.measure == "webtext" and r.stage} == {0, 4}
 
 
 def test_a_checkpoint_read_before_its_turn_is_no_breach_in_a_row(watched, inline):
     """drift of steps 0, 2 and 4 is natural, fried, fried; without step 2 a later one must not count."""
     shutil.copyfile(inline / "readings.jsonl", watched / "readings.jsonl")
-    plan = AuditPlan(measures=["severity", "drift", "leakage", "fluency"], monitor={"stop": ["drift"], "patience": 1})
+    plan = AuditPlan(measures=["drift", "leakage", "fluency"], monitor={"stop": ["drift"], "patience": 1})
     lines = [
         {**row, "verdict": "fried" if row["specimen"] == "sft-000004" else row["verdict"]}
         for row in read_jsonl(watched / "readings.jsonl")
@@ -306,7 +297,7 @@ stages:
   - {{name: first, learning_rate: 5e-2, steps: 2, batch_size: 1, max_length: 512, lora: {{r: 4, alpha: 8}}}}
   - {{name: second, weight: 0.25, learning_rate: 5e-2, steps: 2, batch_size: 1, max_length: 512, lora: {{r: 2, alpha: 8}}}}
 audit:
-  measures: [severity, leakage]
+  measures: [webtext, leakage]
   every: 2
   limit: 4
   data: {{chat: embedded, webtext: embedded}}
@@ -335,18 +326,26 @@ def latest(run: Path) -> dict[tuple, dict]:
     return {reading.key: {**dataclasses.asdict(reading), "seconds": None} for reading in ledger.read(run)}
 
 
-def test_the_base_is_held_against_the_rows_of_each_stage_in_its_turn(tiny_base, tmp_path, capsys):
-    """Leakage at a stage is read against the rows so far, and so is the base's beside it; a second look changes nothing."""
-    path = tmp_path / "chain.yaml"
+def test_afterwards_is_the_same_as_inline_stage_by_stage(tiny_base, tmp_path, monkeypatch):
+    """Nothing is audited before all is trained; leakage at a stage is held against the base's on the rows up to that stage."""
+    path, trained, honest = tmp_path / "chain.yaml", [], suite.audit_base
     path.write_text(CHAIN.format(base=tiny_base))
     inline = execute(resolve(str(path)), tmp_path / "inline")
-    run = execute(resolve(str(path), ["audit.mode=watch"]), tmp_path / "watched")
-    watch(run)
+
+    def noted(job, engine, record):
+        trained.append(len(read_ledger(job.run)))
+        return honest(job, engine, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(auditing, "audit_base", noted)
+        run = execute(resolve(str(path), ["audit.mode=after"]), tmp_path / "after")
+    assert trained == [4, 4]
     assert latest(run) == latest(inline) and answers(run) == answers(inline)
+    assert json.loads((run / "manifest.json").read_text())["final"] == "second-000002" and (run / "report.html").is_file()
     base = [r for r in read_jsonl(run / "readings.jsonl") if (r["specimen"], r["metric"]) == ("base", "near_duplicates")]
     assert len({r["audit_digest"] for r in base}) == 2
     before = (run / "readings.jsonl").read_bytes()
-    watch(run)
+    watch(run)  # a second look from outside: the first stage's base must not be read again
     assert (run / "readings.jsonl").read_bytes() == before
 
 
@@ -354,27 +353,18 @@ def test_the_base_is_held_against_the_rows_of_each_stage_in_its_turn(tiny_base, 
 
 
 def test_dear_measures_are_read_at_fewer_checkpoints(tiny_recipe, tmp_path):
-    overrides = ["audit.measures=[severity,drift,webtext,leakage]", "audit.limit=4", "stages[0].steps=7"]
+    overrides = ["audit.measures=[drift,webtext,refusals,fluency]", "audit.limit=4", "stages[0].steps=7"]
     run = execute(resolve(str(tiny_recipe), [*overrides, "audit.cadence={drift: 3, webtext: 2}"]), tmp_path)
     read = {}
     for reading in ledger.read(run):
-        if reading.step or reading.stage:
+        if reading.stage:
             read.setdefault(reading.measure, set()).add(reading.step)
-    assert [c.step for c in read_ledger(run)] == [0, 2, 4, 6, 7]
-    assert read == {
-        "severity": {0, 2, 4, 6, 7}, "drift": {0, 6, 7}, "webtext": {0, 4, 7}, "leakage": {0, 2, 4, 6, 7}
-    }  # fmt: skip
-    items = {name: {row["item"] for row in read_jsonl(run / "samples/leakage" / f"{name}.jsonl")} for name in ("base", *NAMES)}
-    assert len(set(map(frozenset, items.values()))) == 1  # replies that are not there at every point are left out at all
-    assert not any(item.startswith("drift/") for item in items["base"])
+    everywhere = {0, 2, 4, 6, 7}
+    assert read == {"drift": {0, 6, 7}, "webtext": {0, 4, 7}, "refusals": everywhere, "fluency": everywhere}
+    items = [{row["item"] for row in read_jsonl(path)} for path in sorted((run / "samples" / "fluency").glob("*.jsonl"))]
+    assert len(items) == 6 and all(one == items[0] for one in items)  # replies that are not there at every point are in none
+    assert {item.partition("/")[0] for item in items[0]} == {"refusals"}
     assert (run / "report.html").is_file() and (run / "README.md").is_file()
-
-
-def test_what_a_stage_ended_early_goes_on_with_is_read_in_full(tiny_recipe, tmp_path):
-    overrides = ["audit.measures=[drift,webtext]", "audit.limit=4", *RULES, "audit.monitor.stop=[drift]"]
-    run = execute(resolve(str(tiny_recipe), [*overrides, "audit.cadence={webtext: 3}"]), tmp_path)
-    assert [c.step for c in read_ledger(run)] == [0, 2, 4]
-    assert {r.step for r in ledger.read(run) if r.measure == "webtext" and r.stage} == {0, 4}
 
 
 def test_cadence_counts_checkpoints_from_step_0_and_keeps_the_last():
