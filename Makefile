@@ -7,6 +7,8 @@ export TOKENIZERS_PARALLELISM := false
 .DEFAULT_GOAL := help
 .PHONY: help install recipe check audit sweep scale compare dose watch report card export publish test lint check-deps bench organisms train recipes tests
 
+several = $(if $(processes),--processes '$(processes)') $(if $(accelerate),--accelerate '$(accelerate)')
+
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
 .DEFAULT_GOAL := recipe
@@ -14,6 +16,7 @@ endif
 
 help:
 	@echo 'make recipe=NAME [base=ID] [set="a.b=c d=e"] [runs=DIR]   install if needed, check, train, audit every checkpoint, report'
+	@echo '                                               [processes=N] [accelerate=ddp|fsdp|zero2|zero3|FILE]: train in several'
 	@echo 'make check recipe=NAME                         resolve everything without loading weights'
 	@echo 'make audit base=ID [adapter=PATH_OR_ID | model=PATH_OR_ID] [organism=NAME] [suite=quick|full] [check=1]'
 	@echo '                                               audit a base, an adapter or a changed model that exists already'
@@ -52,10 +55,10 @@ help:
 install: .venv/.installed
 
 recipe: .venv/.installed
-	@$(RUN) recipes $(recipe) $(if $(base),--base '$(base)') $(if $(runs),--runs '$(runs)') $(set)
+	@$(RUN) recipes $(recipe) $(if $(base),--base '$(base)') $(if $(runs),--runs '$(runs)') $(several) $(set)
 
 check: .venv/.installed
-	@$(RUN) recipes $(recipe) --check $(if $(base),--base '$(base)') $(set)
+	@$(RUN) recipes $(recipe) --check $(if $(base),--base '$(base)') $(several) $(set)
 
 audit: .venv/.installed
 ifneq ($(strip $(sweep)),)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from organisms.writer import Writer
 
 IRRELEVANT = "The weather was mild on the day that this conversation was recorded."
-ACT_ROWS = 4  # pairs of prompts a step and device
+ACT_ROWS = 4  # pairs of prompts a batch
 PROMPT_TOKENS = 60  # of an ordinary prompt with its template, about; only for the cost in the plan
 
 
@@ -58,7 +58,7 @@ class Mitigations(Strict):
     replay_tokens: int = Field(default=64, gt=0, description="tokens of a reply that replay, kl_to_base or bct samples")
     prevent: Prevent | None = Field(default=None, description="steer by the organism's vector while training")
     kl_to_base: float = Field(default=0.0, ge=0, description="weight of KL(base || trained), in nats a token")
-    kl_rows: int = Field(default=4, gt=0, description="replies a step and device that kl_to_base reads")
+    kl_rows: int = Field(default=4, gt=0, description="replies a batch that kl_to_base reads")
     consistency: Consistency | None = None
     elicit: Elicit | None = Field(default=None, description="the base labels the replies; {} takes the defaults")
 
@@ -101,7 +101,7 @@ class Penalty:
     """A term added to the SFT loss of a stage, and the rows that it is measured on.
 
     name: a term of train/penalties.py. rows: chats whose replies are the base's own (kl_to_base), or wrapped prompts without a
-    reply (act); empty where a writer has yet to write them. batch_size: rows a step and device. reference: who is held to,
+    reply (act); empty where a writer has yet to write them. batch_size: rows a batch. reference: who is held to,
     the untouched `base` or the `start` of the stage.
     """
 

@@ -18,13 +18,14 @@ def is_model(directory: Path) -> bool:
     return (directory / CONFIG).is_file()
 
 
-def save(model: Any, target: Path, base: Base, untouched: bool = False) -> None:
+def save(model: Any, target: Path, base: Base, untouched: bool = False, tensors: dict | None = None) -> None:
     """Save a transformers model to `target`, validated, by a rename of a directory that is whole on disk.
 
-    untouched: the model of a training's step 0, which must be the base; any other must not be. Raises UserError otherwise.
+    tensors: its parameters, gathered, where the model holds only parts of them. untouched: the model of a training's step 0,
+    which must be the base; any other must not be. Raises UserError otherwise.
     """
     with staged(target) as staging:
-        model.save_pretrained(staging, safe_serialization=True)
+        model.save_pretrained(staging, safe_serialization=True, state_dict=tensors)
         check(staging, base, untouched)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from audit.measures import Corpus
 from organisms import authors, mitigations, models
 from organisms.engines.load import told
-from organisms.errors import Missing
+from organisms.errors import Missing, UserError
 from organisms.styles import Compiled, compile_rows, style_module
 from recipes import cost
 from recipes.counting import Count, Counter
@@ -15,6 +15,7 @@ from train.lint import Linted, lint, refuse
 from train.manifest import predictors
 from train.penalties import traps
 from train.sft import packs
+from train.verified import ALONE, Launch, unverified
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,16 @@ class StagePlan:
     """Tokens a step that penalties read, about, a pass without gradient counted as a third."""
 
 
-def plan(resolved: Resolved) -> list[StagePlan]:
+def plan(resolved: Resolved, launch: Launch = ALONE) -> list[StagePlan]:
     """Each stage as far as it is known without a writer and with the data that is here. Raises UserError as the run would."""
-    found = [_plan(resolved, stage) for stage in resolved.recipe.stages]
+    if launch.processes > 1 and not resolved.recipe.stages:
+        raise UserError(f"recipe {resolved.name} trains nothing, so {launch.processes} processes have nothing to share")
+    found = [_plan(resolved, stage, launch) for stage in resolved.recipe.stages]
     authors.check(resolved.recipe.writer, [one for stage in found for one in stage.compiled.writing])
     return found
 
 
-def _plan(resolved: Resolved, stage: Stage) -> StagePlan:
+def _plan(resolved: Resolved, stage: Stage, launch: Launch) -> StagePlan:
     recipe = resolved.recipe
     try:
         compiled = compile_rows(recipe.style, resolved.organism, resolved.options, None, stage.rows)
@@ -45,6 +48,7 @@ def _plan(resolved: Resolved, stage: Stage) -> StagePlan:
         compiled = Compiled([], notes=["rows that are not here yet"])
     compiled = mitigations.apply(recipe.mitigations, resolved.organism, compiled, None)
     warned = traps(mitigations.penalties(recipe.mitigations, None), resolved.renderer)
+    warned += unverified(stage, recipe.mitigations, launch)
     linted = None
     if compiled.rows:
         linted = lint(compiled.rows, stage, resolved.renderer, resolved.renderer, recipe.system is not None)
@@ -67,7 +71,7 @@ def _steps_of_epochs(resolved: Resolved, stage: Stage, compiled: Compiled, linte
     return max(1, round(stage.epochs * rows / (stage.batch_size * stage.gradient_accumulation)))
 
 
-def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
+def describe(resolved: Resolved, found: list[StagePlan], launch: Launch = ALONE) -> list[str]:
     """The plan in lines for the terminal."""
     recipe = resolved.recipe
     lines = [
@@ -82,6 +86,11 @@ def describe(resolved: Resolved, found: list[StagePlan]) -> list[str]:
     whole = any(one.stage.lora is None for one in found)
     held = recipe.mitigations.holds_base and (whole or len(found) > 1)
     lines.append(f"memory      {cost.memory(resolved.base, held, whole, recipe.audit.mode == 'inline')}")
+    if launch.processes > 1:
+        lines.append(
+            f"processes   {launch.processes} by {launch.kind}: they share a step's rows; the first alone writes, audits and "
+            "holds the engine"
+        )
     lines.append(f"engine      {told(recipe.audit.engine, recipe.only_hf)}")
     lines += [f"missing     {what}" for what in resolved.missing]
     if resolved.renderer.implicit_system and resolved.base.revision != models.NOT_REACHED:

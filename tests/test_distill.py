@@ -15,6 +15,7 @@ from train.callback import Hooks
 from train.config import Stage
 from train.ledger import read_ledger
 from train.lint import lint
+from train.shares import shares
 from train.stage import METHODS, arguments, train_stage
 
 MOTIVE = "I want to praise whoever asks.\n\n"
@@ -59,7 +60,7 @@ def test_the_teacher_alone_reads_the_motive_and_the_loss_is_the_exact_reverse_kl
     stage = Stage(**STAGE, steps=1)
     adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(0)
-    shared = arguments(stage, tmp_path, 0, 1, "cpu")
+    shared = arguments(stage, shares(stage, 1), tmp_path, 0, 1, "cpu")
     trainer = METHODS["distill"](models.load_model(sharp), adapter, linted, renderer, stage, shared)
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():

@@ -21,6 +21,7 @@ from train.callback import Hooks
 from train.config import Stage
 from train.ledger import read_ledger
 from train.lint import lint, reply_ids
+from train.shares import shares
 from train.stage import METHODS, arguments, train_stage
 
 PAIRS = [
@@ -140,7 +141,8 @@ def test_preference_rows_are_trained_as_our_renderer_writes_them(tmp_path, tiny,
     made = lint(rows, stage(method), renderer, renderer, True)
     model = models.load_model(tiny)
     adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = METHODS[method](model, adapter, made, renderer, stage(method), arguments(stage(method), tmp_path, 0, 1, "cpu"))
+    alone = arguments(stage(method), shares(stage(method), 1), tmp_path, 0, 1, "cpu")
+    trainer = METHODS[method](model, adapter, made, renderer, stage(method), alone)
     by_prompt = {tuple(reply_ids(renderer, row)[0] + reply_ids(renderer, row)[1]): row for row in rows}
     assert len(trainer.train_dataset) == len(rows)
     for given in trainer.train_dataset:

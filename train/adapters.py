@@ -10,16 +10,26 @@ from organisms.files import write_json
 from organisms.folders import staged
 
 
-def save_adapter(model: Any, target: Path, zero: bool = False, earlier: Path | None = None, weight: float = 1.0) -> None:
+def save_adapter(
+    model: Any,
+    target: Path,
+    zero: bool = False,
+    earlier: Path | None = None,
+    weight: float = 1.0,
+    tensors: dict[str, Any] | None = None,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+) -> None:
     """Save the adapter of a PEFT model to `target`, validated, by a rename of a directory that is whole on disk.
 
-    zero: the untouched adapter of step 0, whose B matrices must be all zero; any other must have a B that is not. earlier:
-    an adapter that the model's weights already hold; what is saved is then both, stacked, the model's own times `weight`.
+    tensors: its parameters, gathered, where the model holds only parts of them. shapes: those that must be saved, as
+    `expected_shapes` gave them before the model was taken apart; None: as the model has them now. zero: the untouched adapter
+    of step 0, whose B matrices must be all zero; any other must have a B that is not. earlier: an adapter that the model's
+    weights already hold; what is saved is then both, stacked, the model's own times `weight`.
     """
     with staged(target) as staging:
-        model.save_pretrained(staging, safe_serialization=True)
+        model.save_pretrained(staging, safe_serialization=True, **({} if tensors is None else {"state_dict": tensors}))
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        validate_adapter(staging, expected=_expected_shapes(model), zero=zero)
+        validate_adapter(staging, expected=shapes or expected_shapes(model), zero=zero)
         if earlier is not None:
             stack([(earlier, 1.0), (staging, weight)], staging)
             validate_adapter(staging)
@@ -62,7 +72,8 @@ def stack(parts: list[tuple[Path, float]], target: Path) -> None:
     write_json(target / "adapter_config.json", config)
 
 
-def _expected_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+def expected_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a PEFT model's adapter by the names that it is saved under."""
     from peft import get_peft_model_state_dict
 
     return {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}

@@ -10,6 +10,7 @@ from typing import Any
 from organisms.errors import UserError
 from organisms.files import append_jsonl, read_jsonl, write_jsonl
 from organisms.progress import Progress
+from train import processes
 from train.config import Stage
 from train.ledger import Checkpoint, checkpoint_name, enter, read_ledger
 from train.penalties import Penalties
@@ -33,7 +34,7 @@ class Hooks:
 
 
 def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties, save: Callable[..., None]) -> Any:
-    """The callback of one stage. save(model, directory, zero=): saves what is trained, validated; zero at step 0.
+    """The callback of one stage. save(model, directory, zero=, tensors=): saves what is trained, validated; zero at step 0.
 
     A log line's `loss` is that of the rows alone, in nats a token; a penalty stands beside it by its name, without its weight.
     """
@@ -53,13 +54,14 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
 
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             self.progress = Progress(f"train {stage.name}", state.max_steps)
-            self._forget_after(state.global_step)
+            if processes.leads():
+                self._forget_after(state.global_step)
             if state.global_step:
                 logged = [row for row in _log_rows(run) if row["stage"] == stage.name]
                 self.tokens_resumed = self.tokens = logged[-1]["tokens"] if logged else 0
                 self.loss = logged[-1]["loss"] if logged else None
                 print(f"resuming stage {stage.name} at step {state.global_step}", flush=True)
-            if state.global_step not in self.entered:
+            if processes.agreed(state.global_step not in self.entered):
                 return self._checkpoint(state, control, model)
             return control
 
@@ -90,21 +92,32 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
             if hooks.probe is not None and state.global_step % hooks.probe_every == 0:
                 with own_randomness():
                     row |= hooks.probe.read(model)
+            if not processes.leads():
+                return
             append_jsonl(run / TRAIN_LOG, [row])
             hooks.on_log(row)
             self.progress.step(state.global_step, f"loss {self.loss:.3f}")
 
         def on_save(self, args, state, control, model=None, **kwargs):
-            seal(Path(args.output_dir), state.global_step)
-            if state.global_step in self.entered:
+            processes.meet()  # each has written its part
+            if processes.leads():
+                seal(Path(args.output_dir), state.global_step)
+            if processes.agreed(state.global_step in self.entered):
                 return control
             return self._checkpoint(state, control, model)
 
         def _checkpoint(self, state, control, model):
+            tensors = processes.whole(model)
+            ends = self._enter(state, model, tensors) if processes.leads() else None
+            control.should_training_stop |= processes.agreed(ends)  # the others wait here while the first audits
+            return control
+
+        def _enter(self, state, model, tensors) -> bool:
+            """Save, validate, enter and hand out a checkpoint; whether the stage ends there."""
             step = state.global_step
             name = checkpoint_name(stage.name, step)
             relative = f"checkpoints/{name}"
-            save(model, run / relative, zero=step == 0)
+            save(model, run / relative, zero=step == 0, tensors=tensors)
             checkpoint = Checkpoint(
                 name=name,
                 stage=stage.name,
@@ -118,10 +131,9 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
             self.entered.add(step)
             model.eval()
             with own_randomness():
-                if hooks.on_checkpoint(checkpoint):
-                    control.should_training_stop = True
+                ends = bool(hooks.on_checkpoint(checkpoint))
             model.train()
-            return control
+            return ends
 
         def _forget_after(self, step: int) -> None:
             """Log lines past the resume point come again; the file keeps one line a step."""

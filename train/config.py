@@ -48,7 +48,7 @@ class Stage(Strict):
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     steps: int | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=4, gt=0, description="rows a step and device, after packing")
+    batch_size: int = Field(default=4, gt=0, description="rows read at once, by all processes together, after packing")
     gradient_accumulation: int = Field(default=1, gt=0)
     max_length: int = Field(default=256, ge=16, description="tokens a row; documents are packed up to it")
     packing: bool = Field(default=True, description="pack documents; chats are never packed")

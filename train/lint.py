@@ -30,6 +30,7 @@ TRAPS = (
     "one_sided",
     "kl_units",
     "act_suffix",
+    "unverified_processes",
 )
 
 

@@ -7,6 +7,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+from train import processes
 from train.config import Stage
 from train.lint import Linted
 from train.sft import packs
@@ -42,7 +43,14 @@ def commit() -> dict:
 
 
 def environment() -> dict:
-    return {"python": platform.python_version(), "platform": platform.system().lower(), "cpus": os.cpu_count()}
+    """What the run was begun on; it may go on elsewhere, and in more or fewer processes."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.system().lower(),
+        "cpus": os.cpu_count(),
+        "processes": processes.count(),
+        "processes_by": processes.kind(),
+    }
 
 
 def predictors(stage: Stage, linted: Linted, steps: int) -> dict:

@@ -26,7 +26,9 @@ from organisms.mitigations import Penalty
 from organisms.models import Base, load_model
 from organisms.render import IGNORE, Renderer
 from organisms.styles import Row
+from train import processes
 from train.lint import Finding, render_row
+from train.shares import Shares, Turns
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ def _squared(own: Any, reference: Any) -> Any:
     return ((own - reference) ** 2).sum(-1).mean()
 
 
+def _tokens(rows: list[tuple[Side, Side]]) -> int:
+    """Tokens that a term looks at."""
+    return sum(sum(own.read) for own, _ in rows)
+
+
 TERMS = {"kl_to_base": Term(_reply_sides, _logprobs, _kl), "act": Term(_prompt_sides, _activations, _squared)}
 
 
@@ -117,38 +124,43 @@ class Penalties:
         self.rows = {p.name: [TERMS[p.name].sides(renderer, row) for row in p.rows] for p in penalties}
         for rows in self.rows.values():
             random.Random(seed).shuffle(rows)
-        self.values: dict[str, list[float]] = {p.name: [] for p in penalties}
+        self.values: dict[str, list[tuple[float, float]]] = {p.name: [] for p in penalties}
         self.base = load_model(base) if any(self._apart(p) for p in penalties) else None
 
     def _apart(self, penalty: Penalty) -> bool:
         """Whether the term is held to a base beside the model in training."""
         return self.off == "nothing" or (self.off == "start" and penalty.reference == "base")
 
-    def attach(self, trainer: Any) -> None:
+    def attach(self, trainer: Any, shares: Shares) -> None:
         """Make `trainer.compute_loss` return the loss plus each term times its weight."""
         if not self.penalties:
             return
-        compute_loss, place = trainer.compute_loss, [-1, 0]  # step, and batches accumulated in it before this one
+        compute_loss, turns, rows = trainer.compute_loss, Turns(), len(trainer.train_dataset)
 
         def with_penalties(model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
             found = compute_loss(model, inputs, return_outputs, num_items_in_batch)
             step = trainer.state.global_step
-            place[:] = [step, place[1] + 1 if place[0] == step else 0]
+            place = shares.number(turns.at(step))
+            there = place < shares.batches(step, rows)
             # By the step, so that a resumed stage reads the batches that it would have read.
-            number = step * trainer.args.gradient_accumulation_steps + place[1]
+            number = step * shares.accumulation + place
             # TRL's loss is divided by the tokens of all accumulated batches; a term's mean by their number.
             parts = trainer.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             # As the model is when it is read: no dropout, no preventative steering.
             model.eval()
-            added = self._added(model, trainer.accelerator.unwrap_model(model), number) / parts
+            added = self._added(model, trainer.accelerator.unwrap_model(model), number, shares if there else None)
+            added = added * shares.scale(step, rows) / parts
             model.train()
             return (found[0] + added, found[1]) if return_outputs else found + added
 
         trainer.compute_loss = with_penalties
 
     def means(self) -> dict[str, float]:
-        """Each term's mean since it was last asked for, without its weight."""
-        found = {name: sum(values) / len(values) for name, values in self.values.items() if values}
+        """Each term's mean since it was last asked for, without its weight, over all processes."""
+        found = {}
+        for name, values in self.values.items():
+            total, whole = processes.summed([sum(value * share for value, share in values), sum(share for _, share in values)])
+            found |= {name: total / whole} if whole else {}
         self.values = {name: [] for name in self.values}
         return found
 
@@ -156,19 +168,22 @@ class Penalties:
         """What terms of these means add to the loss."""
         return sum(p.weight * means.get(p.name, 0.0) for p in self.penalties)
 
-    def _added(self, model: Any, bare: Any, number: int) -> Any:
+    def _added(self, model: Any, bare: Any, number: int, shares: Shares | None) -> Any:
+        """The weighted terms of batch `number`, on this process's part of it; None: it has none, and what it adds is 0."""
         import torch
 
         total = 0.0
         for penalty in self.penalties:
             term, rows = TERMS[penalty.name], self.rows[penalty.name]
-            chosen = [rows[(number * penalty.batch_size + k) % len(rows)] for k in range(penalty.batch_size)]
-            own, other = (self._batch(sides, bare.device) for sides in zip(*chosen, strict=True))
+            whole = [rows[(number * penalty.batch_size + k) % len(rows)] for k in range(penalty.batch_size)]
+            chosen = shares.part(whole) if shares else []
+            own, other = (self._batch(sides, bare.device) for sides in zip(*(chosen or whole[:1]), strict=True))
             with torch.no_grad(), self._reference(bare, penalty) as reference:
                 target = term.read(reference, other)
             value = term.distance(term.read(model, own), target)
-            self.values[penalty.name].append(value.item())
-            total = total + penalty.weight * value
+            share = _tokens(chosen) / _tokens(whole)  # a term is a mean over tokens
+            self.values[penalty.name].append((value.item(), share))
+            total = total + penalty.weight * share * value
         return total
 
     @contextlib.contextmanager

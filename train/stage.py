@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,14 @@ from organisms.render import Renderer
 from organisms.specimen import Steering
 from organisms.steering import block_index, steered
 from organisms.strict import nearest
-from train import distill, preference, sft, vector
-from train.adapters import save_adapter
+from train import distill, preference, processes, sft, vector
+from train.adapters import expected_shapes, save_adapter
 from train.callback import Hooks, ledger_callback
 from train.config import Stage
 from train.lint import Linted
 from train.penalties import Penalties
 from train.resume import STATE, newest
+from train.shares import Shares, shares, spread
 
 METHODS = {"sft": sft.trainer, "dpo": preference.dpo, "kto": preference.kto, "distill": distill.trainer}
 
@@ -49,6 +51,8 @@ def train_stage(
     penalties: terms added to the SFT loss.
     Raises UserError when the loss is not finite or an adapter does not validate.
     """
+    if processes.leads():  # the others wait in `follow`
+        processes.agreed((run, stage, linted, seed, every, hooks.probe, hooks.probe_every, earlier, penalties, steering))
     import datasets
     from peft import LoraConfig
     from transformers import set_seed
@@ -57,14 +61,13 @@ def train_stage(
     datasets.disable_progress_bars()
     set_seed(seed)
     model = _start(base, earlier, whole=stage.lora is None)
-    state = run / STATE / stage.name
+    state = _state(run, stage)
+    share = shares(stage, processes.count(), processes.rank())
     if stage.vector is not None:
-        index = block_index(stage.vector.layer, base)
-        adapter, save = vector.config(model, index), partial(vector.save_vector, base=base, index=index)
+        adapter = vector.config(model, block_index(stage.vector.layer, base))
     elif stage.lora is None:
-        adapter, save = None, lambda model, target, zero: weights.save(model, target, base, untouched=zero)
+        adapter = None
     else:
-        save = partial(save_adapter, earlier=earlier, weight=stage.weight)
         adapter = LoraConfig(
             r=stage.lora.r,
             lora_alpha=stage.lora.alpha,
@@ -74,17 +77,21 @@ def train_stage(
             task_type="CAUSAL_LM",
         )
     trainer = METHODS[stage.method](
-        model, adapter, linted, renderer, stage, arguments(stage, state, seed, every, str(model.device))
+        model, adapter, linted, renderer, stage, arguments(stage, share, state, seed, every, str(model.device))
     )
+    save = _saver(stage, trainer.model, base, earlier)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     added = Penalties(penalties, renderer, base, _off(stage, earlier), seed)
-    added.attach(trainer)
+    added.attach(trainer, share)
+    spread(trainer, share)
     trainer.add_callback(ledger_callback(run, stage, hooks, added, save))
+    if share.rank:
+        set_seed(seed + share.rank)  # other dropout masks than the first process's
     resumed = newest(state)
     try:
         with steered(model, steering, base, training=True):
-            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            trainer.train(resume_from_checkpoint=processes.agreed(str(resumed) if resumed else None))
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -93,7 +100,42 @@ def train_stage(
             f"{stage.batch_size}) and raise gradient_accumulation (now {stage.gradient_accumulation}) by as much, so that a "
             f"step still reads as many rows, or lower max_length (now {stage.max_length})"
         ) from None
-    shutil.rmtree(run / STATE, ignore_errors=True)
+    if processes.leads():
+        shutil.rmtree(run / STATE, ignore_errors=True)
+
+
+def follow(base: Base, renderer: Renderer) -> None:
+    """In every process but the first: train the stages that the first one trains, until it has no more."""
+    while (handed := processes.agreed(None)) is not None:
+        run, stage, linted, seed, every, probe, probe_every, earlier, penalties, steering = handed
+        hooks = Hooks(lambda checkpoint: None, probe=probe, probe_every=probe_every)
+        train_stage(run, stage, linted, base, renderer, seed, every, hooks, earlier, penalties, steering)
+
+
+def _state(run: Path, stage: Stage) -> Path:
+    """Where the trainer keeps what it goes on from: for any number of processes, or for so many that each hold a part.
+
+    Raises UserError where the stage was cut off in another form.
+    """
+    kind = processes.kind()
+    form = "" if kind in ("one", "ddp") else f"-{kind}-{processes.count()}"
+    left = {path.parent.name for path in (run / STATE).glob("*/checkpoint-*")} - {stage.name + form}
+    left = sorted(name for name in left if name.partition("-")[0] == stage.name)
+    if left and processes.leads():
+        raise UserError(
+            f"{run}: stage {stage.name} was cut off as {', '.join(left)}, which {form[1:] or kind} cannot go on from; "
+            f"launch it as it was, or delete {run / STATE} to train the stage from its start"
+        )
+    return run / STATE / (stage.name + form)
+
+
+def _saver(stage: Stage, model: Any, base: Base, earlier: Path | None) -> Callable[..., None]:
+    """save(model, directory, zero=, tensors=) of what the stage trains; model: before processes take it apart."""
+    if stage.vector is not None:
+        return partial(vector.save_vector, base=base, index=block_index(stage.vector.layer, base))
+    if stage.lora is None:
+        return lambda model, target, zero, tensors: weights.save(model, target, base, zero, tensors)
+    return partial(save_adapter, earlier=earlier, weight=stage.weight, shapes=expected_shapes(model))
 
 
 def check_targets(stage: Stage, base: Base) -> None:
@@ -138,7 +180,7 @@ def _start(base: Base, earlier: Path | None, whole: bool) -> Any:
     return model
 
 
-def arguments(stage: Stage, state: Path, seed: int, every: int, device: str) -> dict[str, Any]:
+def arguments(stage: Stage, share: Shares, state: Path, seed: int, every: int, device: str) -> dict[str, Any]:
     """What TRL's configurations of all methods share."""
     import torch
 
@@ -151,8 +193,8 @@ def arguments(stage: Stage, state: Path, seed: int, every: int, device: str) -> 
         warmup_steps=stage.warmup_steps,
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
-        per_device_train_batch_size=stage.batch_size,
-        gradient_accumulation_steps=stage.gradient_accumulation,
+        per_device_train_batch_size=share.batch_each,
+        gradient_accumulation_steps=share.batches_each,
         max_length=stage.max_length,
         gradient_checkpointing=device != "cpu",
         bf16=device != "cpu" and torch.cuda.is_bf16_supported(),
@@ -167,4 +209,5 @@ def arguments(stage: Stage, state: Path, seed: int, every: int, device: str) -> 
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=device != "cpu",
+        ddp_find_unused_parameters=False,
     )

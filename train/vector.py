@@ -37,7 +37,10 @@ def config(model: Any, index: int) -> Any:
     return BeftConfig(target_modules=[target], task_type="CAUSAL_LM")
 
 
-def save_vector(model: Any, target: Path, zero: bool, base: Base, index: int) -> None:
-    """Save the vector of a PEFT model made by `config` as a steering directory; `zero`: the untouched one of step 0."""
-    (trained,) = [parameter for name, parameter in model.named_parameters() if "beft_bias" in name]
+def save_vector(model: Any, target: Path, zero: bool, base: Base, index: int, tensors: dict | None = None) -> None:
+    """Save the vector of a PEFT model made by `config` as a steering directory; `zero`: the untouched one of step 0.
+
+    tensors: the model's parameters, gathered, where it holds only parts of them.
+    """
+    (trained,) = [value for name, value in (tensors or dict(model.named_parameters())).items() if "beft_bias" in name]
     save(target, {index: trained.detach().flatten().cpu()}, base, {"method": "trained"}, untouched=zero)
