@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -246,6 +247,20 @@ def test_keys_stand_in_nothing_that_an_audit_writes_sends_or_says(tiny_base, tmp
     for secret in SECRETS.values():
         assert secret not in said
         assert [path for path in written if secret.encode() in path.read_bytes()] == []
+
+
+def test_replies_are_plain_cells_in_wandb_and_names_plain_text_in_curves():
+    """wandb.Html would run what a model wrote; matplotlib would typeset what stands between two dollar signs."""
+    assert [path for path in SOURCES if "wandb.Html" in path.read_text(encoding="utf-8")] == []
+    from test_bad_runs import sound
+
+    from audit import curves
+    from audit.readings import Reading
+
+    reading = Reading(**{key: value for key, value in sound().items()})
+    with tempfile.TemporaryDirectory() as folder:
+        curves.draw([reading], Path(folder) / "curves.png", r"a $run$ of \frac{ $\nonsense$")
+        assert (Path(folder) / "curves.png").stat().st_size > 1000
 
 
 def test_judge_and_writer_are_capped_by_the_recipe():
