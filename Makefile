@@ -8,6 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help install recipe check audit sweep scale compare dose watch report card export publish test lint check-deps bench organisms train recipes tests
 
 several = $(if $(processes),--processes '$(processes)') $(if $(accelerate),--accelerate '$(accelerate)')
+.PHONY: help install recipe check audit sweep scale compare dose report card publish test lint check-deps bad-input bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -35,6 +36,7 @@ help:
 	@echo 'make test                                      the tests (all=1: with the slow ones, trained end to end)'
 	@echo 'make check-deps                                known vulnerabilities of constraints.txt, by pip-audit; ends with 1 where'
 	@echo '                                               there are some, with 3 where the advisories are out of reach: nothing checked'
+	@echo 'make bad-input                                 the corpus of malformed and hostile input alone (docs/bad-input.md)'
 	@echo 'make bench [only="mmlu fit ..."] [size=small|full] [out=FILE]   ours beside its peers, see docs/bench.md'
 	@echo 'make install                                   make .venv only'
 	@echo
@@ -108,6 +110,10 @@ test: .venv/.installed
 
 lint: .venv/.installed
 	@$(RUN) ruff check .
+
+bad-input: .venv/.installed
+	@$(RUN) pytest -q tests/test_bad_files.py tests/test_bad_runs.py tests/test_bad_models.py tests/test_bad_replies.py \
+	  tests/test_properties.py tests/test_security.py
 
 check-deps: .venv/.installed
 	@.venv/bin/python .ci/check_deps.py
