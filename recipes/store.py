@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from organisms.errors import UserError
-from organisms.files import cache_dir, read_jsonl, write_jsonl
+from organisms.files import cache_dir, inside, is_a, read_jsonl, write_jsonl
 
 STATE = "state.zip"
 INVENTORY = ".lasting.json"  # in it: what lasts, with sizes in bytes
@@ -81,12 +81,13 @@ class Copy:
         state = self.store.read(f"{self.run.name}/{STATE}")
         if state is None:
             return
-        with zipfile.ZipFile(io.BytesIO(state)) as archive:
-            lasting = json.loads(archive.read(INVENTORY))
+        place = f"{self.store.url}/{self.run.name}/{STATE}"
+        with _opened(state, place) as archive:
+            lasting = _inventory(archive, place)
             wanted = [name for name in [*lasting, *archive.namelist()] if weights or not name.startswith(WEIGHTS)]
             for name in wanted:
                 if name in lasting:
-                    self.store.get(f"{self.run.name}/{name}", self.run / name)
+                    self.store.get(f"{self.run.name}/{name}", inside(self.run, name, place))
                     if (self.run / name).stat().st_size != lasting[name]:  # sent in part when an attempt ended
                         (self.run / name).unlink()
                 elif name != INVENTORY:
@@ -163,6 +164,24 @@ class Copy:
                 continue
             found += [str(inside / name) for name in files if not name.startswith(".") and not Path(folder, name).is_symlink()]
         return sorted(name for name in found if name not in changing)
+
+
+def _opened(state: bytes, place: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(io.BytesIO(state))
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{place} is damaged ({error}); remove it, and the run starts anew") from None
+
+
+def _inventory(archive: zipfile.ZipFile, place: str) -> dict[str, int]:
+    """What lasts, with sizes in bytes. Raises UserError where the archive does not say."""
+    try:
+        found = json.loads(archive.read(INVENTORY))
+    except (KeyError, ValueError, RecursionError, zipfile.BadZipFile):
+        found = None
+    if not isinstance(found, dict) or not all(is_a(size, int) for size in found.values()):
+        raise UserError(f"{place} does not say what the run holds ({INVENTORY}); remove it, and the run starts anew")
+    return found
 
 
 def _stamp(path: Path) -> tuple:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from organisms.files import inside
 from organisms.strict import validate
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for package in ("organisms", "train", "audit", "recipes") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(
+    path for package in ("organisms", "train", "audit", "recipes", "bench") for path in (ROOT / package).rglob("*.py")
+)
 
 # Modules that read pickles or serve the network, and calls that run what they are given.
 MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "http.server", "socketserver", "uvicorn"}
@@ -140,6 +143,34 @@ def test_paths_that_lead_out_of_a_directory_are_refused(tmp_path):
     for name in ("..", "a/../..", "/etc", str(tmp_path), "up", "up/run/../x", "a\0", "../run-2"):
         with pytest.raises(UserError, match="outside"):
             inside(run, name, "checkpoints.jsonl line 1")
+
+
+@pytest.mark.parametrize(
+    ("inventory", "says"),
+    [
+        ({"../../evil": 1}, "names '../../evil', which lies outside"),
+        ({"/evil": 1}, "names '/evil', which lies outside"),
+        ({"x": "1"}, "does not say what the run holds"),
+        (["x"], "does not say what the run holds"),
+        (None, "is damaged"),
+    ],
+)
+def test_a_store_writes_nothing_outside_the_run(inventory, says, tmp_path):
+    from recipes.store import INVENTORY, STATE, Copy, Store
+
+    kept = tmp_path / "store" / "run"
+    kept.mkdir(parents=True)
+    (tmp_path / "evil").write_text("x")
+    (kept / STATE).write_bytes(b"PK")
+    if inventory is not None:
+        with zipfile.ZipFile(kept / STATE, "w") as archive:
+            archive.writestr(INVENTORY, json.dumps(inventory))
+            archive.writestr("../../evil-too", "x")
+    run = tmp_path / "here" / "runs" / "run"
+    with pytest.raises(UserError, match="outside" if "outside" in says else says.replace("(", ".")) as told:
+        Copy(Store(f"file://{tmp_path / 'store'}"), run).pull()
+    sentence(str(told.value), [STATE, says])
+    assert [path for path in (tmp_path / "here").rglob("*") if path.is_file()] == []
 
 
 # Keys
