@@ -138,6 +138,7 @@ class _Attempt:
         for run in self.cell.after:
             Copy(self.store, self.runs / run).pull(weights=False)
         self.cache.pull()
+        self.log.write_bytes(self.store.read(self.where.log(self.cell)) or b"")
 
     def persist(self, command: list[str]) -> int:
         """The exit status of a command that is given again where it was cut off, which a mistake to mend (status 2) is not."""
