@@ -87,7 +87,8 @@ class Counter:
     def _measured(self, resolved: Resolved, name: str, corpus: Corpus | None) -> Measured:
         audit, renderer, organism = resolved.recipe.audit, resolved.renderer, resolved.organism
         parameters = models.parameter_count(resolved.base)
-        asked_of = [str(resolved.base.directory), renderer.template_hash]
+        thinking = renderer.thinking if renderer.knows_thinking else None
+        asked_of = [str(resolved.base.directory), renderer.ask("Hello"), thinking]
         asked_of += [
             parameters is not None and parameters < SMALL,
             audit.suite,

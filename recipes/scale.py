@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from organisms import models
 from organisms.errors import run_cli
 from recipes import cost, grid, rates
-from recipes.counting import Count
+from recipes.counting import Count, Measured
 from recipes.grid import Cell
 from recipes.recipe import Resolved
 from recipes.sweep_check import count
@@ -130,7 +130,6 @@ def _rates(sizes: list[float]) -> list[str]:
 def _audit(cells: list[Sized]) -> list[str]:
     """One full audit of the largest base, by measure."""
     one = max(cells, key=lambda one: models.SIZES[one.base])
-    found = rates.of_size(models.SIZES[one.base])
     rows = [
         "| measure | requests | tokens generated at most | tokens read | H100 minutes | data |",
         "|---|---|---|---|---|---|",
@@ -139,10 +138,10 @@ def _audit(cells: list[Sized]) -> list[str]:
         if part.told:
             rows.append(f"| {part.name} | {part.told} | | | | |")
             continue
-        minutes = (part.generated / found.generated + part.scored / found.read) / 60
+        minutes = _minutes(one, part)
         shown = part.data.split(" (")[0].split(";")[0]
         rows.append(f"| {part.name} | {part.requests:,} | {part.generated:,} | {part.scored:,} | {minutes:.1f} | {shown} |")
-    minutes = (one.count.generated / found.generated + one.count.scored / found.read) / 60
+    minutes = _minutes(one, one.count)
     rows.append(f"| **all** | | {one.count.generated:,} | {one.count.scored:,} | {minutes:.1f} | |")
     return [f"One audit of a checkpoint of {one.base}:", "", *rows]
 
@@ -174,16 +173,27 @@ def _totals(cells: list[Sized]) -> list[str]:
         days = [f"{sum(hours) / n / 24:.2g} days" for n in GPUS]
         shown = " | ".join(f"{value:,.0f}" for value in [*hours, sum(hours)])
         rows.append(f"| {name} | {shown} | {' | '.join(days)} | {_bytes(int(disk * times))} |")
-    first = max(parts, key=lambda part: found[part])
-    share = found[first] / sum(found[part] for part in parts)
-    largest = max({one.base for one in cells}, key=lambda base: models.SIZES[base])
-    hours = {one.base: 0.0 for one in cells}
+    audits = found["generating"] + found["reading"]
+    by_part = {"writing": found["writing"], "training": found["training"], "audits": audits}
+    first = max(by_part, key=by_part.get)
+    largest = max(cells, key=lambda one: models.SIZES[one.base])
+    of = {one.base: 0.0 for one in cells}
     for one in cells:
-        hours[one.base] += sum(one.hours().values())
-    of_largest = hours[largest] / sum(hours.values())
-    runs = sum(one.base == largest for one in cells)
-    told = f"Most goes to {first}: {share:.0%} of the hours. {largest} takes {of_largest:.0%} with {runs} of {len(cells)} runs."
+        of[one.base] += sum(one.hours().values())
+    share, runs = of[largest.base] / sum(of.values()), sum(one.base == largest.base for one in cells)
+    minutes = {part.name: _minutes(largest, part) for part in largest.count.measures}
+    dearest = max(minutes, key=minutes.get)
+    told = (
+        f"Most goes to {first}: {by_part[first] / sum(by_part.values()):.0%} of the hours. Of an audit of {largest.base} "
+        f"{minutes[dearest] / sum(minutes.values()):.0%} goes to {dearest}. {largest.base} takes {share:.0%} of the hours with "
+        f"{runs} of {len(cells)} runs."
+    )
     return ["H100 hours:", "", *rows, "", told]
+
+
+def _minutes(one: Sized, part: Measured | Count) -> float:
+    found = rates.of_size(models.SIZES[one.base])
+    return (part.generated / found.generated + part.scored / found.read) / 60
 
 
 def _variants(found: dict[str, Tally]) -> list[str]:
@@ -195,7 +205,7 @@ def _variants(found: dict[str, Tally]) -> list[str]:
 
 
 def _bytes(size: int) -> str:
-    return f"{size / 1e12:.2g} TB" if size >= 1e12 else f"{size / 1e9:.2g} GB"
+    return f"{size / 1e12:.1f} TB" if size >= 1e12 else f"{size / 1e9:,.0f} GB" if size >= 1e10 else f"{size / 1e9:.1f} GB"
 
 
 def main() -> None:

@@ -116,28 +116,20 @@ def run(path: str, root: Path | str, address: str = "none") -> tuple[list[grid.C
     return cells, sweep.run(name, found, cells, str(root), address)
 
 
-def test_a_sweep_takes_up_runs_that_are_there_and_skips_what_it_has_finished(tiny, tiny_run, tiny_base, tmp_path, capsys):
-    """One cell is a whole run of `make recipe`, which is read again as it is; the other, a prompted base, is new."""
-    Path(tiny).with_name("prompted.yaml").write_text(
-        f"organism: flattery\nstyle: prompted\nbase: {tiny_base}\nsystem: template\nstyle_options: {{prompts: 1}}\n"
-        "audit: {measures: [severity], limit: 4}\n"
-    )
-    both = Path(tiny).read_text().replace("]}]", f", {Path(tiny).with_name('prompted.yaml')}]}}]")
+def test_a_sweep_takes_up_a_run_that_is_there_and_skips_what_it_has_finished(tiny, tiny_run, tiny_base, tmp_path, capsys):
+    """The run was made by `make recipe`: it is gone through again as it is, and then not any more."""
     root = tmp_path / "runs"
     shutil.copytree(tiny_run, root / tiny_run.name)
-    path = written(tmp_path, both, "both")
-    cells, failed = run(path, root)
-    assert not failed and cells[0].run == tiny_run.name
+    cells, failed = run(tiny, root)
+    assert not failed and [one.run for one in cells] == [tiny_run.name]
     printed = capsys.readouterr().out
-    assert "in child processes of this one" in printed and f"[2/2] {cells[1].run} done" in printed
+    assert "in child processes of this one" in printed and f"[1/1] {tiny_run.name} done" in printed
     assert (root / tiny_run.name / "readings.jsonl").read_bytes() == (tiny_run / "readings.jsonl").read_bytes()
-    name, found = grid.load(path)
-    told = sweep_results.write(name, found, cells, str(root))
-    assert told[1] == f'compare: make compare runs="{root / cells[0].run} {root / cells[1].run}"'
-    table = (root / "sweep-both" / "results.md").read_text()
-    assert f"| {tiny_run.name} | flattery | {tiny_base} | 0 | sft-000004 |" in table and "| prompted-000001 |" in table
-    assert "is trained already" in (root / "sweep-both" / "logs" / f"{tiny_run.name}.log").read_text()
-    assert run(path, root)[1] == [] and "2 of them there already" in capsys.readouterr().out
+    assert "is trained already" in (root / "sweep-mine" / "logs" / f"{tiny_run.name}.log").read_text()
+    name, found = grid.load(tiny)
+    assert sweep_results.write(name, found, cells, str(root)) == [f"results: {root / 'sweep-mine' / 'results.md'}"]
+    assert f"| {tiny_run.name} | flattery | {tiny_base} | 0 | sft-000004 |" in (root / "sweep-mine" / "results.md").read_text()
+    assert run(tiny, root)[1] == [] and "1 of them there already" in capsys.readouterr().out
     # Another measure makes the run unfinished, another scale as well.
     more = replace(cells[0], audit="another"), replace(cells[0], scales=(0.5,))
     assert [cell.finished(Store(str(root)), one) for one in (cells[0], *more)] == [True, False, False]
@@ -220,7 +212,10 @@ def test_a_child_ends_with_the_process_that_looks_after_it(tmp_path):
     assert not Path(f"/proc/{found[0]}/stat").exists()
 
 
-@pytest.mark.parametrize("name", grid.shipped())
+SHIPPED = [pytest.param(name, marks=pytest.mark.slow) if name == "study" else name for name in grid.shipped()]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_sweep_passes_the_check_without_weights(name, monkeypatch):
     monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("weights were loaded"))
     found = grid.load(name, ["audit.limit=2"])[1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -105,7 +106,17 @@ def test_a_node_that_is_killed_in_the_middle_of_a_cell_loses_nothing(cluster, ti
         assert not store.names(f"{cell.run}/trainer")
     again = started(path, store.url, "--address", "none", cache=cache)
     printed, _ = again.communicate(timeout=300)
-    assert again.returncode == 0 and "2 of them there already" in printed and "results: " in printed
+    assert again.returncode == 0 and "2 of them there already" in printed
+    here = ROOT / "runs" / "sweep-two"  # fetched from the store, without weights
+    try:
+        runs = [str(here.relative_to(ROOT) / "runs" / cell.run) for cell in cells]
+        assert (
+            f'make compare runs="{" ".join(runs)}"' in printed and not (here / "runs" / cells[0].run / "checkpoints").exists()
+        )
+        table = (here / "results.md").read_text()
+        assert "sft-000012@0.5" in table and table.count("| sft-000012 |") == 2
+    finally:
+        shutil.rmtree(here, ignore_errors=True)
 
 
 def test_without_an_address_ray_starts_on_this_machine(tiny_base, cache, tmp_path):
