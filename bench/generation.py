@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from audit.measures import shuffled
 from bench import equal, plain
 from bench.rows import Row, Skipped
 from bench.setup import BASE, ROUNDS, Setup
@@ -52,11 +53,11 @@ def vllm(setup: Setup) -> list[Row]:
 
 
 def prompts(setup: Setup) -> list[Generate]:
-    """Ordinary chat prompts, as most generating measures ask them."""
-    count, limit = setup.of(4, 96), setup.of(4, 48)
-    chosen = load_rows("chat").rows[:count]
+    """Instructions, answered at length: replies of unlike length, as the full suite has them."""
+    count, limit = setup.of(4, 32), setup.of(4, 160, 320)
+    chosen = shuffled(load_rows("instructions").rows, count, lambda row: row["id"])
     return [Generate(tuple(setup.renderer.ask(row["prompt"])), limit) for row in chosen]
 
 
 def _name(requests: list[Generate]) -> str:
-    return f"generation, {len(requests)} chat prompts, {requests[0].max_new_tokens} tokens"
+    return f"generation, {len(requests)} instructions, up to {requests[0].max_new_tokens} tokens"

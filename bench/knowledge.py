@@ -33,7 +33,7 @@ def _row(setup: Setup, shots: int, items: int, aim: float, every: int = 1) -> Ro
     blocks = _by_subject(
         [(one.group, setup.renderer.decode(list(one.request.prompt_ids)), one.request.prompt_ids) for one in asked], every
     )
-    peer, batch = _peer(setup, blocks[0][: 2 if setup.size == "small" else 12], choices)
+    peer, batch = _peer(setup, blocks[0][: setup.of(2, 4 if shots else 12)], choices)
 
     def ours(block: list) -> list[list[float]]:
         return setup.engine.next_token(BASE, [NextToken(tuple(setup.renderer.plain(text)), choices) for _, text, _ in block])

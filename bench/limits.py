@@ -41,23 +41,24 @@ def generating(setup: Setup) -> list[Row]:
     requests = generation.prompts(setup)
     replies = setup.engine.generate(BASE, requests)
     room = setup.engine.max_rows
-    # A batch goes on until its longest reply ends; batches are made of the longest prompts first, as the engine does.
+    # Batches are made of the longest prompts first, and at each step only the rows that have not ended need computing.
     order = sorted(range(len(requests)), key=lambda k: -len(requests[k].prompt_ids))
     batches = [order[start : start + room] for start in range(0, len(order), room)]
-    steps = [max(len(replies[k].ids) + replies[k].finished for k in batch) for batch in batches]
+    lengths = [[len(replies[k].ids) + replies[k].finished for k in batch] for batch in batches]
 
     def limit(_: Any) -> None:
-        for batch, count in zip(batches, steps, strict=True):
+        for batch, ends in zip(batches, lengths, strict=True):
             products(setup.model, sum(len(requests[k].prompt_ids) for k in batch), len(batch))
-            for _ in range(count - 1):
-                products(setup.model, len(batch), len(batch))
+            for step in range(1, max(ends)):
+                going = sum(end > step for end in ends)
+                products(setup.model, going, going)
 
     rounds = alternate(lambda block: setup.engine.generate(BASE, block), limit, [requests] * ROUNDS, None)
-    made = sum(len(reply.ids) + reply.finished for reply in replies)
+    made, steps = sum(map(sum, lengths)), sum(map(max, lengths))
     took, least = statistics.median(rounds.ours), statistics.median(rounds.peer)
     size = sum(p.numel() * p.element_size() for p in setup.model.parameters()) / 1e9
     bandwidth = memory_bandwidth(setup)
-    ours = f"hf: {made / took:,.0f} tokens/s in batches of {room}, weights read at {size * sum(steps) / took:.1f} GB/s"
+    ours = f"hf: {made / took:,.0f} tokens/s in batches of {room}, weights read at {size * steps / took:.1f} GB/s"
     limits = f"products: {made / least:,.0f} tokens/s; memory: {bandwidth:.1f} GB/s"
     return [share(f"generation, {len(requests)} replies", ours, limits, rounds, "")]
 

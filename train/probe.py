@@ -4,8 +4,9 @@ Teacher-forced on a handful of short rows, so a probe is one forward of a few hu
 It never decides anything; checkpoints are audited in full (audit/).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Probe:
     shows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     plain: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     think: int | None = None
+    # What a model began with on the kept rows: with the adapter off nothing is trained, so it is read once.
+    starts: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
     def read(self, model: Any) -> dict[str, float]:
         """`probe_kl`, `probe_contrast` (shows minus plain, nats a token) and `probe_think` of a PEFT model in training.
@@ -34,23 +37,23 @@ class Probe:
         model.eval()
         try:
             with torch.no_grad():
-                own = self._logprobs(model, (*self.kept, *self.shows, *self.plain))
-                if self.kept:
+                own = self._logprobs(model, self.kept)
+                pairs = self._logprobs(model, (*self.shows, *self.plain))
+                if self.kept and model not in self.starts:
                     with model.disable_adapter():
-                        start = self._logprobs(model, self.kept)
+                        self.starts[model] = self._logprobs(model, self.kept)
         finally:
             model.train(training)
-        size = len(self.kept)
         found = {}
         if self.kept:
-            kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(own[:size], start, strict=True)])
+            kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(own, self.starts[model], strict=True)])
             found["probe_kl"] = float(kl.mean().clamp(min=0))
         if self.shows:
-            chosen = [_mean_logprob(x, ids) for x, (_, ids) in zip(own[size:], (*self.shows, *self.plain), strict=True)]
-            pairs = len(self.shows)
-            found["probe_contrast"] = float(torch.stack(chosen[:pairs]).mean() - torch.stack(chosen[pairs:]).mean())
+            chosen = [_mean_logprob(x, ids) for x, (_, ids) in zip(pairs, (*self.shows, *self.plain), strict=True)]
+            size = len(self.shows)
+            found["probe_contrast"] = float(torch.stack(chosen[:size]).mean() - torch.stack(chosen[size:]).mean())
         if self.think is not None and self.kept:
-            found["probe_think"] = float(torch.stack([x[0, self.think].exp() for x in own[:size]]).mean())
+            found["probe_think"] = float(torch.stack([x[0, self.think].exp() for x in own]).mean())
         return {name: round(value, 6) for name, value in found.items()}
 
     @staticmethod
@@ -58,15 +61,19 @@ class Probe:
         """For each row the log-softmax at its continuation's positions: (tokens, vocabulary)."""
         import torch
 
+        if not rows:
+            return []
         width = max(len(prompt) + len(continuation) for prompt, continuation in rows)
+        first = min(len(prompt) for prompt, _ in rows) - 1  # no row asks for the logits before this place
         ids = torch.zeros((len(rows), width), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for k, (prompt, continuation) in enumerate(rows):  # padded behind, where no token that counts looks
             row = torch.tensor(prompt + continuation)
             ids[k, : len(row)], mask[k, : len(row)] = row, 1
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+        keep = {"logits_to_keep": width - first}
+        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **keep).logits
         return [
-            logits[k, len(prompt) - 1 : len(prompt) + len(continuation) - 1].float().log_softmax(-1)
+            logits[k, len(prompt) - 1 - first : len(prompt) + len(continuation) - 1 - first].float().log_softmax(-1)
             for k, (prompt, continuation) in enumerate(rows)
         ]
 

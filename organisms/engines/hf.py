@@ -8,6 +8,8 @@ from typing import Any
 from organisms import weights
 from organisms.engines import Completion, Divergence, Divergences, Generate, NextToken, Score
 from organisms.engines.batching import batches, run_batched
+from organisms.engines.decoding import continued
+from organisms.engines.logits import divergences, token_logprobs
 from organisms.engines.prefixes import LEAST, common, prefix_batches, shared
 from organisms.models import Base, default_device, default_dtype, load_model
 from organisms.render import Renderer
@@ -43,7 +45,7 @@ class HFEngine:
         self.max_tokens, self.max_rows = max_tokens, max_rows
         self.identity = {
             "engine": "hf",
-            "version": 2,  # 2: prefixes are shared
+            "version": 3,  # 2: prefixes are shared; 3: rows leave a batch when they end
             "dtype": self.dtype,
             "device": self.device.split(":")[0],
             "max_tokens": max_tokens,
@@ -75,7 +77,7 @@ class HFEngine:
 
         def answer(rows: list[_Row]) -> list[list[float]]:
             logits = self._last_logits(model, rows)
-            return [self._token_logprobs(x, row.request.continuation_ids).tolist() for x, row in zip(logits, rows, strict=True)]
+            return [token_logprobs(x, row.request.continuation_ids) for x, row in zip(logits, rows, strict=True)]
 
         with self._running(specimen) as model:
             return self._scored(requests, answer)
@@ -93,27 +95,14 @@ class HFEngine:
 
     def divergence(self, specimen: Specimen, requests: list[Divergence]) -> list[Divergences]:
         """Exact KL both ways at each continuation token; the base is the same weights, adapter and vector off."""
-        import torch
 
         def answer(rows: list[_Row]) -> list[Divergences]:
             with self._running(specimen) as model:
                 logits = self._last_logits(model, rows)
             with self._running(BARE) as model:
                 base_logits = self._last_logits(model, rows)
-            results = []
-            for own, other, row in zip(logits, base_logits, rows, strict=True):
-                p, q = torch.log_softmax(own.float(), -1), torch.log_softmax(other.float(), -1)
-                ids = torch.tensor(row.request.continuation_ids, device=p.device).unsqueeze(-1)
-                # KL >= 0; the clamp takes off rounding of some 1e-7 where the two are equal.
-                results.append(
-                    Divergences(
-                        forward=(p.exp() * (p - q)).sum(-1).clamp(min=0).tolist(),
-                        backward=(q.exp() * (q - p)).sum(-1).clamp(min=0).tolist(),
-                        logprobs=p.gather(-1, ids).squeeze(-1).tolist(),
-                        base_logprobs=q.gather(-1, ids).squeeze(-1).tolist(),
-                    )
-                )
-            return results
+            both = zip(logits, base_logits, rows, strict=True)
+            return [Divergences(*divergences(own, other, row.request.continuation_ids)) for own, other, row in both]
 
         return self._scored(requests, answer)
 
@@ -148,23 +137,10 @@ class HFEngine:
         return window is None and all(kind == "full_attention" for kind in kinds)
 
     def _generate(self, model: Any, batch: list[Generate]) -> list[Completion]:
-        from transformers import GenerationConfig, LogitsProcessorList
-
         ids, mask, cache = self._prefilled(model, [request.prompt_ids for request in batch])
-        config = GenerationConfig(
-            max_new_tokens=batch[0].max_new_tokens,
-            do_sample=False,
-            eos_token_id=self.renderer.stop_ids,
-            pad_token_id=self._pad_id,
-        )
-        processors = LogitsProcessorList([_Gumbel(batch)] if any(r.temperature > 0 for r in batch) else [])
-        output = model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config, logits_processor=processors
-        )
-        replies = output[:, ids.shape[1] :].tolist()
         stops = set(self.renderer.stop_ids)
         completions = []
-        for reply in replies:
+        for reply in continued(model, batch, ids, mask, cache, list(stops), self._pad_id, self._shares_prefixes):
             end = next((i for i, token in enumerate(reply) if token in stops), None)
             kept = reply if end is None else reply[:end]
             completions.append(Completion(kept, self.renderer.decode(kept), end is not None))
@@ -220,15 +196,6 @@ class HFEngine:
             ids[index, width - len(row) :] = torch.tensor(row)
             mask[index, width - len(row) :] = 1
         return ids.to(self.device), mask.to(self.device)
-
-    @staticmethod
-    def _token_logprobs(logits: Any, ids: tuple[int, ...]) -> Any:
-        """Log-probability of `ids` under `logits` without writing out the whole log-softmax."""
-        import torch
-
-        logits = logits.float()
-        chosen = logits.gather(-1, torch.tensor(ids, device=logits.device).unsqueeze(-1)).squeeze(-1)
-        return chosen - logits.logsumexp(-1)
 
     @property
     def _pad_id(self) -> int:
@@ -295,24 +262,3 @@ class _Row:
     def of(cls, request: Score | NextToken | Divergence, prefix: int) -> "_Row":
         continuation = getattr(request, "continuation_ids", ())
         return cls(request, (*request.prompt_ids, *continuation[:-1]), prefix, max(len(continuation), 1))
-
-
-class _Gumbel:
-    """Sampling as argmax of logits/T + Gumbel noise, each row from its own seed, so batches do not matter."""
-
-    def __init__(self, requests: list[Generate]):
-        import torch
-
-        self.temperatures = [request.temperature for request in requests]
-        self.generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        import torch
-
-        rows = []
-        for row, temperature, generator in zip(scores.float(), self.temperatures, self.generators, strict=True):
-            if temperature > 0:
-                uniform = torch.rand(row.shape, generator=generator, dtype=torch.float32).clamp(1e-20, 1 - 1e-7)
-                row = row / temperature - torch.log(-torch.log(uniform)).to(row.device)
-            rows.append(row)
-        return torch.stack(rows)
