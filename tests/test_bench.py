@@ -11,9 +11,7 @@ from bench.rows import HEAD
 from bench.setup import Setup
 
 CHEAP = ["mmlu", "preferences", "generation", "limits"]
-peer = pytest.mark.skipif(
-    find_spec("lm_eval") is None, reason="lm_eval is not installed"
-)
+peer = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed")
 
 
 @pytest.fixture(scope="module")
