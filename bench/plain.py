@@ -47,6 +47,7 @@ def generated(model: Any, requests: Sequence[Generate], renderer: Any, pad: int,
                 attention_mask=mask,
                 max_new_tokens=requests[start].max_new_tokens,
                 do_sample=False,
+                repetition_penalty=1.0,  # as ours: greedy, whatever the base's generation_config.json suggests
                 eos_token_id=renderer.stop_ids,
                 pad_token_id=pad,
             )

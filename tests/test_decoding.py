@@ -40,3 +40,11 @@ def test_rows_that_end_leave_and_the_others_go_on_as_if_alone(tiny, monkeypatch)
     monkeypatch.setattr("organisms.engines.decoding.SEGMENT", 5)
     assert replies(tiny, requests, stops) == alone
     assert len(sizes) > 2 and sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]  # and they did leave
+
+
+def test_greedy_is_greedy_whatever_the_base_suggests(tiny, monkeypatch):
+    """generation_config.json of Qwen2.5 has a repetition penalty, which transformers takes up in silence."""
+    requests = [Generate(tuple(range(40, 60)), 12)]
+    expected = replies(tiny, requests, [1])
+    monkeypatch.setattr(tiny.generation_config, "repetition_penalty", 1.5)
+    assert replies(tiny, requests, [1]) == expected

@@ -26,6 +26,7 @@ def continued(
         config = GenerationConfig(
             max_new_tokens=min(SEGMENT, limit - made) if leaving else limit,
             do_sample=False,
+            repetition_penalty=1.0,  # or the base's generation_config.json sets one (Qwen2.5's does)
             eos_token_id=stops,
             pad_token_id=pad,
             return_dict_in_generate=True,
