@@ -30,7 +30,7 @@ def by_content(setup: Setup) -> list[Row]:
 def _elicited(setup: Setup, by: str, batch: int) -> Row:
     """The pairs of the quick suite, 100, each in both orders, as the measure asks them; 250 at full size."""
     sizes = preferences.SIZES["quick"]
-    items, count = setup.of(8, sizes["items"], 100), setup.of(6, sizes["items"] * sizes["pairs"] // 2, 250)
+    items, count = setup.of(8, sizes["items"], 100), setup.of(3, sizes["items"] * sizes["pairs"] // 2, 250)
     context = Context(BASE, setup.renderer, None, "quick", {})
     texts = {row["id"]: row["text"] for row in context.rows("outcomes").rows[:items]}
     names, nothing = list(texts), Comparisons(np.empty(0, int), np.empty(0, int), np.empty(0))

@@ -54,7 +54,7 @@ def vllm(setup: Setup) -> list[Row]:
 
 def prompts(setup: Setup) -> list[Generate]:
     """Instructions, answered at length: replies of unlike length, as the full suite has them."""
-    count, limit = setup.of(4, 32), setup.of(4, 160, 320)
+    count, limit = setup.of(4, 32), setup.of(3, 160, 320)
     chosen = shuffled(load_rows("instructions").rows, count, lambda row: row["id"])
     return [Generate(tuple(setup.renderer.ask(row["prompt"])), limit) for row in chosen]
 
