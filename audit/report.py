@@ -127,8 +127,9 @@ def _costs(readings: list[Reading], last: str) -> list[str]:
     open_ = [r for r in judged if r.n_needed]
     if open_:
         near = min(open_, key=lambda r: r.n_needed / r.n)
+        count = "One verdict is" if len(open_) == 1 else f"{len(open_)} verdicts are"
         lines.append(
-            f"{len(open_)} verdicts are open for want of items; nearest to being settled is {near.measure}.{near.metric}, "
+            f"{count} open for want of items; nearest to being settled is {near.measure}.{near.metric}, "
             f"read on {near.n} items: about {near.n_needed:,} would do."
         )
     return lines
