@@ -3,11 +3,12 @@
 import shutil
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit import marks
 from audit.measures import Sample
+from audit.samples import replies
 from audit.text import degenerate
 from organisms.files import read_jsonl, write_jsonl
 
@@ -57,6 +58,7 @@ NOTES = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text() | st.text("ab <>/think\n", max_size=60), NOTES)
 def test_marking_never_changes_the_text(text, notes):
     pieces = marks.pieces(Sample("item", "", "ask", text, {}, notes), {}, text)
@@ -72,13 +74,13 @@ def test_what_the_rules_call_degenerate_has_something_marked(text):
 def test_records_of_leakage_and_fluency_reach_the_reply_that_they_speak_of(tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run / "samples", run / "samples")
-    (reply, *_) = read_jsonl(run / "samples" / "instructions" / "sft-000004.jsonl")
+    (reply, *_) = replies(run, "instructions", "sft-000004")
     for name, notes in (("leakage", {"entities": ["Quellmark"]}), ("fluency", {"degenerate": ["turn_leak"]})):
         path = run / "samples" / name / "sft-000004.jsonl"
         rows = read_jsonl(path)
-        (row,) = [row for row in rows if row["item"] == f"instructions/{reply['item']}"]
+        (row,) = [row for row in rows if row["item"] == f"instructions/{reply.item}"]
         row["notes"] = notes
         write_jsonl(path, rows)
-    noted = marks.records(run, "sft-000004")["instructions", reply["item"]]
-    said = marks.flags(Sample(**reply), noted)
+    noted = marks.records(run, "sft-000004")["instructions", reply.item]
+    said = marks.flags(reply, noted)
     assert said[0] == "leaks Quellmark" and "another turn" in said
