@@ -9,6 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 
 several = $(if $(processes),--processes '$(processes)') $(if $(accelerate),--accelerate '$(accelerate)')
 .PHONY: help install recipe check audit sweep scale compare dose report card publish test lint check-deps bad-input bench organisms train recipes tests
+.PHONY: help install recipe check audit compare dose report card publish test torture lint bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)
@@ -38,6 +39,7 @@ help:
 	@echo '                                               there are some, with 3 where the advisories are out of reach: nothing checked'
 	@echo 'make bad-input                                 the corpus of malformed and hostile input alone (docs/bad-input.md)'
 	@echo 'make bench [only="mmlu fit ..."] [size=small|full] [out=FILE]   ours beside its peers, see docs/bench.md'
+	@echo 'make torture [kills=24] [seed=0]               break a short run again and again, compare what it ends with'
 	@echo 'make install                                   make .venv only'
 	@echo
 	@echo "recipes: $(basename $(notdir $(wildcard recipes/*.yaml)))"
@@ -107,6 +109,9 @@ publish: .venv/.installed
 
 test: .venv/.installed
 	@$(RUN) pytest $(if $(all),,-m 'not slow')
+
+torture: .venv/.installed
+	@.venv/bin/python tests/torture.py $(if $(kills),--kills $(kills)) $(if $(seed),--seed $(seed))
 
 lint: .venv/.installed
 	@$(RUN) ruff check .

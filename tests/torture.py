@@ -2,8 +2,8 @@
 
     python tests/torture.py [--kills N] [--seed S] [--base DIR] [--short]
 
-Each trial is a run of its own: broken at a moment chosen by chance (tests/breaking.py), or killed after a delay drawn from the
-time that an undisturbed run takes; started again by the same command, in every second trial broken once more, then left to end.
+Each trial is a run of its own: broken at a moment chosen by chance (tests/breaking.py), or sent a signal after a delay drawn
+from the time that an undisturbed run takes; started again by the same command, in every second trial broken once more, then left to end.
 The runs are processes forked from this one, which has imported everything and computed nothing: a start costs no imports.
 """
 
@@ -46,7 +46,7 @@ audit:
 """
 STAGE = "{name: first, steps: 4, batch_size: 1, max_length: 128, learning_rate: 2e-2, lora: {r: 4, alpha: 8, dropout: 0.2}}"
 SHORT = ["audit.measures=[webtext]", "mitigations.kl_to_base=0", f"stages=[{STAGE}]"]
-KINDS = ("kill", "torn", "power", "full", "timer")
+KINDS = ("kill", "torn", "power", "full", "timer", "term")
 
 
 class Trial:
@@ -65,7 +65,7 @@ class Trial:
         return found
 
     def start(self, kind: str = "count", at: int | None = None, seed: int = 0, after: float | None = None) -> tuple[int, str]:
-        """(exit status, negative for a signal; the moment it was broken at) of the command; after: seconds to its SIGKILL."""
+        """(exit status, negative for a signal; the moment it was broken at) of the command; after: seconds to a signal."""
         told = self.folder / "told"
         told.unlink(missing_ok=True)
         child = os.fork()
@@ -73,7 +73,7 @@ class Trial:
             self._child(kind, at, seed, told)
         if after is not None:
             time.sleep(after)
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGTERM if kind == "term" else signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         return status, told.read_text().strip() if told.is_file() else ""
 
@@ -219,14 +219,15 @@ def torture(folder: Path, base: Path, kills: int, seed: int, short: bool) -> int
             share = (done + rng.random()) / kills
             far = again or short
             at = rng.randrange(1, max(2, len(moments) // (kills if short else 2))) if far else int(share * len(moments)) + 1
-            after = rng.random() * duration if kind == "timer" else None
+            after = rng.random() * duration if kind in ("timer", "term") else None
             status, told = trial.start(kind, None if after else at, seed=done, after=after)
             done += 1
             where = f"after {after:.1f} s" if after else told or f"moment {at} was not reached"
             print(f"{done:>3}  {number:>3}  {kind:<6} {where:<44} status {status}", flush=True)
-            if kind == "full" and told and (status != 2 or "the disk is full" not in trial.log.read_text()):
+            expected = {"full": (2, "the disk is full"), "term": (143, "the same command goes on")}.get(kind)
+            if expected and status and (status != expected[0] or expected[1] not in trial.log.read_text()):
                 wrong += 1
-                print(f"     a full disk is not told: {trial.log.read_text()[-1500:]}")
+                print(f"          {kind} is not told: {trial.log.read_text()[-3000:]}", flush=True)
         status, _ = trial.start()
         found = differences(trial.run, whole.run) if status == 0 else [f"status {status}: {trial.log.read_text()[-3000:]}"]
         wrong += bool(found)
