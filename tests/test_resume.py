@@ -165,20 +165,14 @@ def test_answers_are_asked_for_once_in_the_same_groups_and_forgotten_with_anothe
     assert not kept.path.exists()
 
 
-@pytest.fixture(scope="module")
-def small(tiny_recipe, tmp_path_factory):
-    return execute(
-        resolve(str(tiny_recipe), ["audit.measures=[webtext]", "stages[0].steps=2"]), tmp_path_factory.mktemp("small")
-    )
-
-
 @pytest.fixture
-def copy(small, tmp_path):
-    return shutil.copytree(small, tmp_path / small.name)
+def copy(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / tiny_run.name)
 
 
 def again(tiny_recipe, run):
-    return execute(resolve(str(tiny_recipe), ["audit.measures=[webtext]", "stages[0].steps=2"]), run.parent)
+    """The same run, auditing one measure only."""
+    return execute(resolve(str(tiny_recipe), ["audit.measures=[webtext]"]), run.parent)
 
 
 def test_samples_without_readings_are_not_asked_for_again_and_those_of_another_audit_are_not_taken(
@@ -189,7 +183,8 @@ def test_samples_without_readings_are_not_asked_for_again_and_those_of_another_a
 
     whole = {r.key: r for r in ledger.read(copy)}
     rows = (copy / "readings.jsonl").read_text().splitlines(keepends=True)
-    cut = [row for row in rows if '"specimen": "sft-000002"' not in row or '"split": "monitor"' in row]
+    parts = ('"specimen": "sft-000002"', '"measure": "webtext"', '"split": "holdout"')
+    cut = [row for row in rows if not all(part in row for part in parts)]
     assert 0 < len(cut) < len(rows)
     (copy / "readings.jsonl").write_text("".join(cut))
     with monkeypatch.context() as patch:
