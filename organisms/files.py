@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,8 @@ from organisms import locks
 from organisms.errors import UserError, first_line
 
 ANYTHING: Mapping[str, Any] = MappingProxyType({})
+
+NODE = platform.node().partition(".")[0]
 
 
 def cache_dir() -> Path:
@@ -47,10 +50,15 @@ def make_folder(folder: Path) -> None:
     sync(folder.parent)
 
 
+def unfinished(path: Path) -> Path:
+    """Where what will be `path` is made: a name that says by which process, so that a dead one's can be swept."""
+    return path.with_name(f".{path.name}.{NODE}-{os.getpid()}.tmp")
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) so that a reader, also after a crash, sees the old file or the whole new one."""
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -5,16 +5,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from organisms import locks
 from organisms.errors import UserError
-from organisms.files import make_folder, sync
+from organisms.files import NODE, make_folder, sync, unfinished
 
 DAY = 24 * 3600
 LOCK = ".lock"  # of a run directory, held by its trainer
-WATCHED = "claims/watch.duty"  # held, shared, by those who audit beside it
 
 
 @contextlib.contextmanager
@@ -23,10 +22,8 @@ def staged(target: Path, replace: bool = True) -> Iterator[Path]:
 
     replace: what stands at `target` goes; otherwise it stays, made by a process that was first.
     """
-    for left in target.parent.glob(f".{target.name}.*.tmp"):
-        if left.stat().st_mtime < time.time() - DAY:  # of a process that was killed; in a cache no lock says so
-            shutil.rmtree(left, ignore_errors=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _sweep(target.parent.glob(f".{target.name}.*.tmp"))
+    staging = unfinished(target)
     shutil.rmtree(staging, ignore_errors=True)
     make_folder(staging)
     try:
@@ -51,24 +48,27 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a killed process left half-made. For directories that this process has `locked`, and nobody watches."""
-    watched = folder / WATCHED
-    with contextlib.ExitStack() as held:
-        if watched.is_file():
-            file = locks.attempt(watched)
-            if file is None:
-                return
-            held.enter_context(file)
-        _sweep(folder)
-
-
-def _sweep(folder: Path) -> None:
-    for left in list(folder.rglob(".*.tmp")):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
+def _sweep(unfinished: Iterable[Path]) -> None:
+    """Remove what killed processes left half-made; of other machines, whose processes cannot be seen, after a day."""
+    for left in list(unfinished):
+        if not _alive(left) and left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif not _alive(left):
             left.unlink(missing_ok=True)
+
+
+def _alive(unfinished: Path) -> bool:
+    """Whether the process that its name tells may still be at it."""
+    node, _, number = unfinished.name.split(".")[-2].rpartition("-")
+    if node != NODE or not number.isdigit():
+        return unfinished.exists() and unfinished.stat().st_mtime > time.time() - DAY
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
-        tidy(folder)
+        _sweep(folder.rglob(".*.tmp"))
         yield
 
 

@@ -35,14 +35,13 @@ def watch(path: Path) -> None:
     from audit.claims import FOLDER, Shared
     from audit.publish import Publisher
     from organisms import locks
-    from organisms.folders import WATCHED
     from recipes import auditing, follow, record
 
     resolved = record.resolved(path)
     record.same_engine(path, resolved)
     claims = Shared(path)
     run = auditing.Run(resolved, path.parent, claims)
-    with locks.held(path / WATCHED, shared=True), Publisher(path, mine=lambda: claims.keep("publish")) as publisher:
+    with Publisher(path, mine=lambda: claims.keep("publish")) as publisher:
         follow.stages(run, publisher)
         with locks.held(path / FOLDER / "finish.duty"):
             auditing.finish(run, publisher)

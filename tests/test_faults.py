@@ -121,12 +121,21 @@ def test_the_lock_of_a_killed_process_is_free_even_while_its_child_lives_on(tmp_
 
 
 def test_what_a_killed_process_left_half_made_is_gone_with_the_next_lock(tmp_path):
-    (tmp_path / "checkpoints" / ".sft-000002.99.tmp").mkdir(parents=True)
-    (tmp_path / "checkpoints" / ".sft-000002.99.tmp" / "adapter_model.safetensors").write_bytes(b"half")
-    (tmp_path / ".readings.jsonl.99.tmp").write_text("half")
-    (tmp_path / "kept.jsonl").write_text("{}\n")
+    """What another machine's process has begun is left to it for a day: a watcher of the run may be at it."""
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    staging = tmp_path / "checkpoints" / f".sft-000002.{files.NODE}-{dead.pid}.tmp"
+    staging.mkdir(parents=True)
+    (staging / "adapter_model.safetensors").write_bytes(b"half")
+    (tmp_path / f".manifest.json.{files.NODE}-{dead.pid}.tmp").write_text("half")
+    elsewhere, alive = tmp_path / ".state.json.othernode-1.tmp", files.unfinished(tmp_path / "state.json")
+    for path in (elsewhere, alive, tmp_path / "kept.jsonl"):
+        path.write_text("{}\n")
     with locked(tmp_path):
-        assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "checkpoints", "kept.jsonl"]
+        assert {path.name for path in tmp_path.rglob("*")} == {".lock", "checkpoints", "kept.jsonl", elsewhere.name, alive.name}
+    os.utime(elsewhere, (0, 0))
+    with locked(tmp_path):
+        assert alive.exists() and not elsewhere.exists()
 
 
 def test_a_file_that_is_half_written_never_has_its_name(tmp_path):

@@ -104,6 +104,27 @@ def test_a_stage_that_was_cut_off_draws_the_same_rows_and_dropout(undisturbed, t
     assert read_ledger(tmp_path) == read_ledger(whole)
 
 
+def test_a_stage_that_was_cut_off_before_its_last_ledger_line_takes_no_step_too_many(
+    undisturbed, tiny, renderer, tmp_path, monkeypatch
+):
+    import train.callback
+
+    honest = train.callback.enter
+
+    def killed(run, checkpoint):
+        if checkpoint.last:
+            raise KeyboardInterrupt
+        honest(run, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.callback, "enter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, tiny, renderer)
+    mine = trained(tmp_path, tiny, renderer)
+    assert read_ledger(tmp_path) == read_ledger(undisturbed[0])
+    assert all(torch.allclose(mine[name], tensor, atol=1e-6) for name, tensor in undisturbed[1].items())
+
+
 def test_a_loss_that_is_not_finite_leaves_only_what_was_finite(tiny, renderer, tmp_path, monkeypatch):
     import trl
 

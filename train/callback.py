@@ -100,7 +100,7 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
 
         def on_save(self, args, state, control, model=None, **kwargs):
             processes.meet()  # each has written its part
-            if processes.leads():
+            if processes.leads() and state.global_step < state.max_steps:  # resumed at its end, it would take a step too many
                 seal(Path(args.output_dir), state.global_step)
             if processes.agreed(state.global_step in self.entered):
                 return control
