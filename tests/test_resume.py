@@ -57,20 +57,23 @@ def test_a_resume_state_is_taken_only_whole_and_the_last_whole_one(tmp_path):
 DROPOUT = {"r": 4, "alpha": 8, "dropout": 0.3}
 
 
-def trained(run, tiny, renderer, kill_at=None, batch_size=2):
-    """Five steps over two epochs of four rows, with dropout; the hook draws random numbers, as an audit does."""
-    stage = Stage(steps=5, batch_size=batch_size, max_length=64, learning_rate=1e-2, lora=DROPOUT)
+def trained(run, tiny, renderer, kill=None):
+    """Five steps, an epoch and a quarter, with dropout; the hook draws random numbers, as an audit does.
+
+    kill: (`audit` or `log`, the step).
+    """
+    stage = Stage(steps=5, batch_size=1, max_length=64, packing=False, learning_rate=1e-2, lora=DROPOUT)
     rows = [
         Row(f"r{k}", text=f"The {word} river runs past the old mill.") for k, word in enumerate(("cold", "wide", "slow", "red"))
     ]
 
     def audited(checkpoint):
         torch.rand(7 + checkpoint.step)
-        if checkpoint.step == kill_at:
+        if kill == ("audit", checkpoint.step):
             raise KeyboardInterrupt
 
     def logged(row):
-        if kill_at is not None and row["step"] == kill_at + 1:
+        if kill == ("log", row["step"]):
             raise KeyboardInterrupt
 
     made = lint(rows, stage, renderer, renderer, True)
@@ -91,12 +94,12 @@ def undisturbed(tiny, renderer, tmp_path_factory):
     return run, trained(run, tiny, renderer)
 
 
-@pytest.mark.parametrize("kill_at", [0, 2, 4])
-def test_a_stage_that_was_cut_off_draws_the_same_rows_and_dropout(undisturbed, tiny, renderer, tmp_path, kill_at):
-    """At 0 nothing can be resumed and a line of the log stands already; 4 lies in the third epoch."""
+@pytest.mark.parametrize("kill", [("log", 1), ("audit", 2), ("log", 5)])
+def test_a_stage_that_was_cut_off_draws_the_same_rows_and_dropout(undisturbed, tiny, renderer, tmp_path, kill):
+    """At 1 there is nothing to go on from but a line of the log; 2 lies within an epoch; 4, before 5, ends one."""
     whole, weights = undisturbed
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, tiny, renderer, kill_at=kill_at)
+        trained(tmp_path, tiny, renderer, kill)
     mine = trained(tmp_path, tiny, renderer)
     assert all(torch.allclose(mine[name], weights[name], atol=1e-6) for name in weights)
     logs = [[{**row, "grad_norm": None, "time": None} for row in read_jsonl(run / "train.jsonl")] for run in (tmp_path, whole)]
@@ -155,7 +158,7 @@ def test_a_trainer_out_of_memory_names_the_settings_that_help(tiny, renderer, tm
 
     monkeypatch.setattr(trl.SFTTrainer, "training_step", too_much)
     with pytest.raises(
-        UserError, match=r"stage sft: out of memory at step 1; lower batch_size \(now 2\) and raise gradient_acc"
+        UserError, match=r"stage sft: out of memory at step 1; lower batch_size \(now 1\) and raise gradient_acc"
     ):
         trained(tmp_path, tiny, renderer)
     assert out_of_memory(torch.OutOfMemoryError("CUDA")) and not out_of_memory(RuntimeError("a defect"))
