@@ -265,7 +265,7 @@ def test_keys_stand_in_nothing_that_an_audit_writes_sends_or_says(tiny_base, tmp
         (tmp_path / "cache").mkdir()
         (tmp_path / "cache" / "models").symlink_to((cache / "models").resolve())
         command = [sys.executable, "-c", COMMANDS, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=800)
         server.shutdown()
     said = done.stdout + done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("status")] == ["status 2", "status 0", "status 0"], (
