@@ -34,7 +34,7 @@ help:
 	@echo 'make card run=DIR                              rewrite the organism card, README.md in the run directory'
 	@echo 'make export run=DIR [format=csv|parquet]       the readings as a table, readings.csv or readings.parquet'
 	@echo 'make publish run=DIR                           send a run to W&B (again=1: as a new W&B run)'
-	@echo 'make test                                      the tests (all=1: with the slow ones, trained end to end)'
+	@echo 'make test [jobs=2]                             the tests (all=1: with the slow ones, trained end to end)'
 	@echo 'make check-deps                                known vulnerabilities of constraints.txt, by pip-audit; ends with 1 where'
 	@echo '                                               there are some, with 3 where the advisories are out of reach: nothing checked'
 	@echo 'make bad-input                                 the corpus of malformed and hostile input alone (docs/bad-input.md)'
@@ -108,7 +108,7 @@ publish: .venv/.installed
 	@$(RUN) audit publish '$(run)' $(if $(again),--again)
 
 test: .venv/.installed
-	@$(RUN) pytest $(if $(all),,-m 'not slow')
+	@$(RUN) pytest -n $(or $(jobs),2) --dist loadfile $(if $(all),,-m 'not slow')
 
 torture: .venv/.installed
 	@.venv/bin/python tests/torture.py $(if $(kills),--kills $(kills)) $(if $(seed),--seed $(seed))

@@ -141,9 +141,10 @@ def counted(resolved: Resolved, found: list[StagePlan], counter: Counter | None 
 
 def _audit_lines(resolved: Resolved, found: list[StagePlan]) -> list[str]:
     count, lines = counted(resolved, found), []
-    others = {"watch": f"`make watch run=runs/{resolved.run_name}` beside it", "after": "this process when all is trained"}
-    if resolved.recipe.audit.mode in others:
-        lines.append(f"audits      by {others[resolved.recipe.audit.mode]}")
+    if resolved.recipe.audit.mode == "watch":
+        lines.append("audits      by `make watch run=DIR` beside it, DIR as above")
+    elif resolved.recipe.audit.mode == "after":
+        lines.append("audits      by this process when all is trained")
     for one in count.measures:
         size = f"; index about {_index_megabytes(found):.1f} MB" if one.name == "leakage" and not one.told else ""
         thin = f"; at {round(one.share * count.specimens)} of {count.specimens} specimens" if one.share < 1 else ""

@@ -10,6 +10,8 @@ os.environ.setdefault("WANDB_MODE", "disabled")  # tests of W&B set their own mo
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # OpenMP's threads spin while they wait, which slows two processes that share cores tenfold.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:  # `make test` runs one process a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a test reads must not depend on the machine: a mirror is there only for those that ask for it.
 MIRROR = os.environ.pop("ORGANISMS_DATA", None)
 

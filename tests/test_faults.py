@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from breaking import PowerLoss
@@ -237,7 +238,9 @@ def test_a_signal_closes_what_is_open_and_says_that_the_same_command_goes_on(tmp
         "run_cli(main)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = partial(signal.signal, number, signal.SIG_DFL)  # a shell's background job ignores SIGINT
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heard, **pipes) as process:
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
         errors = process.stderr.read()

@@ -41,7 +41,7 @@ def test_an_endpoint_that_never_answers_is_an_error_after_a_while(silent):
     endpoint.client.max_retries = 1
     began = time.monotonic()
     with pytest.raises(UserError, match="the writer endpoint:m failed: APITimeoutError"):
-        endpoint.ask([{"role": "user", "content": "a"}])
+        endpoint.ask([{"role": "user", "content": "a"}], 2, max_tokens=1)
     assert time.monotonic() - began < 30
 
 
@@ -67,7 +67,7 @@ def test_a_run_goes_on_without_a_wandb_that_is_out_of_reach_and_keeps_its_name_t
     with pytest.raises(UserError, match="W&B cannot be reached"):
         publish.publish(run)
     assert len(names) == 2 and names[0] == names[1]  # what was killed after its first contact goes on in the same W&B run
-    assert json.loads((run / "wandb.json").read_text())["train"] == {}
+    assert json.loads((run / "wandb.json").read_text()).keys() == {"id"}  # nothing was sent
 
 
 def test_a_wandb_process_that_vanishes_does_not_take_the_run_with_it(tmp_path):
@@ -84,6 +84,7 @@ with Publisher(run) as publisher:
     for child in children:
         if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
             os.kill(int(child), signal.SIGKILL)
+            os.waitpid(int(child), 0)  # until it is gone
     for step in range(2, 6):
         append_jsonl(run / "train.jsonl", [{"stage": "sft", "step": step, "tokens_seen": 5 * step, "loss": 1.0}])
         publisher.send()

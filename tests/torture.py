@@ -140,7 +140,7 @@ def differences(run: Path, whole: Path) -> list[str]:
 
     found = []
     for name in ("train.jsonl", "checkpoints.jsonl"):
-        mine, theirs = read_jsonl(run / name), read_jsonl(whole / name)
+        mine, theirs = ([{**row, "time": None} for row in read_jsonl(path / name)] for path in (run, whole))
         if not _alike(mine, theirs):
             found.append(f"{name}: {len(mine)} lines, {len(theirs)} undisturbed; first difference: {_first(mine, theirs)}")
     mine, theirs = ({r.key: r.row() | {"seconds": 0} for r in ledger.read(path)} for path in (run, whole))
