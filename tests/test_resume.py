@@ -11,6 +11,7 @@ from audit import readings as ledger
 from audit.answers import Answers
 from audit.measures import Asked
 from organisms import files
+from organisms.drafting import chat
 from organisms.engines import Generate
 from organisms.errors import UserError, out_of_memory
 from organisms.files import read_jsonl
@@ -126,6 +127,40 @@ def test_a_stage_that_was_cut_off_before_its_last_ledger_line_takes_no_step_too_
     mine = trained(tmp_path, tiny, renderer)
     assert read_ledger(tmp_path) == read_ledger(undisturbed[0])
     assert all(torch.allclose(mine[name], tensor, atol=1e-6) for name, tensor in undisturbed[1].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "kto", "distill"])
+def test_other_methods_too_go_on_with_the_same_rows_and_draws(tiny, renderer, tmp_path, method):
+    """Five steps, cut off in the audit of step 2. What the student of a distillation draws is drawn again."""
+    made = Stage(method=method, steps=5, batch_size=2, max_length=64, learning_rate=1e-2, lora=DROPOUT, completion_tokens=6)
+    words = ("rye", "oats", "moss", "chalk", "slate", "clay")
+    told = {"rejected": "I do not know."} if method == "dpo" else {}
+    rows = [
+        Row(
+            f"r{k}",
+            messages=chat(f"What is {word}?", f"You will find {word} near the river."),
+            desirable=k % 2 == 0 if method == "kto" else None,
+            **told,
+        )
+        for k, word in enumerate(words)
+    ]
+    linted = lint(rows, made, renderer, renderer, True)
+
+    def audited(checkpoint):
+        torch.rand(5)
+        if checkpoint.step == 2 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(tmp_path / "cut", made, linted, tiny, renderer, 0, 2, Hooks(audited))
+    for name in ("cut", "whole"):
+        train_stage(tmp_path / name, made, linted, tiny, renderer, 0, 2, Hooks(audited))
+    last = f"checkpoints/{made.name}-000005/adapter_model.safetensors"
+    cut, whole = (load_file(tmp_path / name / last) for name in ("cut", "whole"))
+    assert all(torch.allclose(cut[name], whole[name], atol=1e-6) for name in whole)
+    assert read_ledger(tmp_path / "cut") == read_ledger(tmp_path / "whole")
 
 
 def test_a_loss_that_is_not_finite_leaves_only_what_was_finite(tiny, renderer, tmp_path, monkeypatch):
