@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -38,11 +37,11 @@ def cluster():
     found.shutdown()
 
 
-def started(path: Path, root: str, *arguments: str, cache: Path) -> subprocess.Popen:
+def started(path: Path, root: str, *arguments: str, cache: Path, folder: Path = ROOT) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "recipes.sweep", str(path), "--runs", root, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "ORGANISMS_CACHE": str(cache)},
+        cwd=folder,
+        env={**os.environ, "ORGANISMS_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -104,19 +103,15 @@ def test_a_node_that_is_killed_in_the_middle_of_a_cell_loses_nothing(cluster, ti
         assert read_jsonl(mine / "checkpoints.jsonl") == read_jsonl(theirs / "checkpoints.jsonl")
         assert [row["step"] for row in read_jsonl(mine / "train.jsonl")] == list(range(1, 13))
         assert not store.names(f"{cell.run}/trainer")
-    again = started(path, store.url, "--address", "none", cache=cache)
+    again = started(path, store.url, "--address", "none", cache=cache, folder=tmp_path)
     printed, _ = again.communicate(timeout=300)
     assert again.returncode == 0 and "2 of them there already" in printed
-    here = ROOT / "runs" / "sweep-two"  # fetched from the store, without weights
-    try:
-        runs = [str(here.relative_to(ROOT) / "runs" / cell.run) for cell in cells]
-        assert (
-            f'make compare runs="{" ".join(runs)}"' in printed and not (here / "runs" / cells[0].run / "checkpoints").exists()
-        )
-        table = (here / "results.md").read_text()
-        assert "sft-000012@0.5" in table and table.count("| sft-000012 |") == 2
-    finally:
-        shutil.rmtree(here, ignore_errors=True)
+    here = tmp_path / "runs" / "sweep-two"  # fetched from the store, without weights
+    runs = [f"runs/sweep-two/runs/{cell.run}" for cell in cells]
+    assert f'make compare runs="{" ".join(runs)}"' in printed
+    assert not (here / "runs" / cells[0].run / "checkpoints").exists()
+    table = (here / "results.md").read_text()
+    assert "sft-000012@0.5" in table and table.count("| sft-000012 |") == 2
 
 
 def test_without_an_address_ray_starts_on_this_machine(tiny_base, cache, tmp_path):
