@@ -60,9 +60,9 @@ def train_stage(
 
     datasets.disable_progress_bars()
     set_seed(seed)
-    model = _start(base, earlier, whole=stage.lora is None)
     state = _state(run, stage)
     share = shares(stage, processes.count(), processes.rank())
+    model = _start(base, earlier, whole=stage.lora is None)
     if stage.vector is not None:
         adapter = vector.config(model, block_index(stage.vector.layer, base))
     elif stage.lora is None:
