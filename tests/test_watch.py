@@ -353,14 +353,14 @@ def test_afterwards_is_the_same_as_inline_stage_by_stage(tiny_base, tmp_path, mo
 
 
 def test_dear_measures_are_read_at_fewer_checkpoints(tiny_recipe, tmp_path):
-    overrides = ["audit.measures=[drift,webtext,refusals,fluency]", "audit.limit=4", "stages[0].steps=7"]
-    run = execute(resolve(str(tiny_recipe), [*overrides, "audit.cadence={drift: 3, webtext: 2}"]), tmp_path)
+    overrides = ["audit.measures=[drift,refusals,fluency]", "audit.limit=4", "stages[0].steps=7", "audit.cadence={drift: 3}"]
+    run = execute(resolve(str(tiny_recipe), overrides), tmp_path)
     read = {}
     for reading in ledger.read(run):
         if reading.stage:
             read.setdefault(reading.measure, set()).add(reading.step)
     everywhere = {0, 2, 4, 6, 7}
-    assert read == {"drift": {0, 6, 7}, "webtext": {0, 4, 7}, "refusals": everywhere, "fluency": everywhere}
+    assert read == {"drift": {0, 6, 7}, "refusals": everywhere, "fluency": everywhere}
     items = [{row["item"] for row in read_jsonl(path)} for path in sorted((run / "samples" / "fluency").glob("*.jsonl"))]
     assert len(items) == 6 and all(one == items[0] for one in items)  # replies that are not there at every point are in none
     assert {item.partition("/")[0] for item in items[0]} == {"refusals"}
