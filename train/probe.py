@@ -26,6 +26,9 @@ class Probe:
     # What a model began with on the kept rows: with the adapter off nothing is trained, so it is read once.
     starts: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
+    def __reduce__(self) -> tuple:
+        return Probe, (self.kept, self.shows, self.plain, self.think)  # what was read of a model stays in its process
+
     def read(self, model: Any) -> dict[str, float]:
         """`probe_kl`, `probe_contrast` (shows minus plain, nats a token) and `probe_think` of a PEFT model in training.
 
