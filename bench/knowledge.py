@@ -20,7 +20,7 @@ def zero_shot(setup: Setup) -> list[Row]:
 
 def five_shot(setup: Setup) -> list[Row]:
     """normal: every second subject of those that 300 items fall into, so that as many items share a subject's examples."""
-    return [_row(setup, 5, setup.of(6, 300), 4.0, 1 if setup.size == "full" else 2)]
+    return [_row(setup, 5, setup.of(6, 300), 4.0, setup.of(1, 2, 1))]
 
 
 def _row(setup: Setup, shots: int, items: int, aim: float, every: int = 1) -> Row:
