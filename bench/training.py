@@ -18,6 +18,7 @@ from train.callback import TRAIN_LOG, Hooks
 from train.config import Stage
 from train.lint import Linted, lint
 from train.sft import packs
+from train.shares import shares
 from train.stage import arguments, train_stage
 
 RECIPE = "flattery-documents"
@@ -76,7 +77,9 @@ def _plain(resolved: Resolved, plan: Stage, linted: Linted) -> dict[str, list[fl
     set_seed(resolved.recipe.seed)
     model, clock = models.load_model(resolved.base), Clock()
     with tempfile.TemporaryDirectory() as folder:
-        shared = arguments(plan, Path(folder), resolved.recipe.seed, resolved.recipe.audit.every, str(model.device))
+        shared = arguments(
+            plan, shares(plan, 1), Path(folder), resolved.recipe.seed, resolved.recipe.audit.every, str(model.device)
+        )
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(**shared, packing=packs(plan, linted)),

@@ -103,11 +103,11 @@ def main(name: str, runs: str, *overrides: str) -> None:
         import trl  # noqa: F401
 
         from organisms import models
-        from recipes import run
+        from recipes import auditing, run
         from recipes.plan import plan
         from recipes.recipe import resolve
     clock.around("loading", models, "from_directory", "load_tokenizer")
-    clock.around("auditing", run, "audit_base", "audit_prompted", "audit_specimen")
+    clock.around("auditing", auditing, "audit_base", "audit_prompted", "audit_specimen")
     clock.around("training", run, "train_stage")
     with clock.of("the rest"):
         resolved = resolve(name, list(overrides))
