@@ -27,7 +27,7 @@ from train.verified import Launch
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = "import sys; from train.launcher import launch; sys.exit(launch(sys.argv[1], sys.argv[2:], 2, None))"
-QUICK = ["sft", "kl_to_base split", "dpo"]
+QUICK = ["sft", "kl_to_base split"]
 SMALL = ["audit.measures=[drift]", "audit.limit=6", "stages[0].batch_size=2", "stages[0].learning_rate=2e-2"]
 WHOLE = [name for name in stages() if name != "cut"]
 REST = [name for name in WHOLE if name not in QUICK]

@@ -56,7 +56,7 @@ def ledger_callback(run: Path, stage: Stage, hooks: Hooks, penalties: Penalties,
             self.progress = Progress(f"train {stage.name}", state.max_steps)
             if processes.leads():
                 self._forget_after(state.global_step)
-            if state.global_step:
+            if processes.leads() and state.global_step:
                 logged = [row for row in _log_rows(run) if row["stage"] == stage.name]
                 self.tokens_resumed = self.tokens = logged[-1]["tokens"] if logged else 0
                 self.loss = logged[-1]["loss"] if logged else None

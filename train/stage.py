@@ -88,10 +88,10 @@ def train_stage(
     trainer.add_callback(ledger_callback(run, stage, hooks, added, save))
     if share.rank:
         set_seed(seed + share.rank)  # other dropout masks than the first process's
-    resumed = newest(state)
+    resumed = processes.agreed(newest(state) if processes.leads() else None)
     try:
         with steered(model, steering, base, training=True):
-            trainer.train(resume_from_checkpoint=processes.agreed(str(resumed) if resumed else None))
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
