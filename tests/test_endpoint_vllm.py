@@ -1,6 +1,7 @@
 """vLLM's own OpenAI server, on loopback, reads what transformers reads in this process, measure by measure.
 
-Tolerance in float32 on a CPU: 5e-4 nats a token.
+Tolerance in float32 on a CPU: 5e-4 nats a token (measured with vLLM 0.32: scores 3e-5, chosen tokens 5e-5, any item's score of
+an audit 4e-6, delta_nll 3e-6; every greedy reply equal).
 """
 
 import importlib.util
