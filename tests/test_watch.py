@@ -235,6 +235,7 @@ def test_one_process_at_a_time_sends_to_wandb(watched, monkeypatch):
 RULES = ["audit.margins.drift.kl=1e-9", "audit.monitor.probe_every=null", "stages[0].steps=8"]
 
 
+@pytest.mark.slow
 def test_a_trainer_that_others_audit_for_is_stopped_by_what_they_read(tiny_recipe, tmp_path, monkeypatch):
     """It looks one checkpoint late; what is kept is what a trainer that audits by itself keeps, and read by every measure."""
     overrides = ["audit.measures=[drift,webtext]", "audit.limit=4", *RULES, "audit.monitor.stop=[drift]", "audit.mode=watch"]
