@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from organisms.errors import UserError
 from organisms.files import cache_dir, digest, write_json
 from recipes.grid import Cell
 from recipes.store import Copy, OwnCache, Store
@@ -84,8 +85,8 @@ def supervise(cell: Cell, where: Where, tick: Callable[[], None] = lambda: None)
     attempt = _Attempt(cell, where, tick)
     try:
         return attempt.run_all()
-    except Superseded as other:
-        return Outcome(cell.run, False, str(other))
+    except (Superseded, UserError) as error:
+        return Outcome(cell.run, False, str(error))
     finally:
         attempt.close()
 

@@ -185,6 +185,14 @@ def test_a_cell_that_another_machine_has_taken_over_ends(tmp_path):
     other.tell("running", "step 3")
 
 
+def test_a_damaged_copy_fails_its_cell_and_not_the_sweep(tmp_path):
+    one = grid.Cell("x", (), None, (), grid.Resources(), "x-1")
+    store = Store(f"file://{tmp_path}/store")
+    store.write("x-1/state.zip", b"no archive")
+    outcome = cell.supervise(one, cell.Where("mine", store.url, 0, cell.code()))
+    assert not outcome.done and "x-1/state.zip is damaged" in outcome.text
+
+
 def test_another_checkout_is_refused(tmp_path):
     one = grid.Cell("x", (), None, (), grid.Resources(), "x-1")
     outcome = cell.supervise(one, cell.Where("mine", str(tmp_path), 0, "of another checkout"))
