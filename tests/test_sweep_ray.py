@@ -29,9 +29,16 @@ def cluster():
     """A head and a second node, one CPU each."""
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    found = Cluster(initialize_head=True, head_node_args=small)
-    found.second = found.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    for attempt in range(4):
+        found = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+        try:
+            found.second = found.add_node(**small)
+            break
+        except Exception:  # Ray gives a node 30 s to start, which on a loaded machine may not do
+            found.shutdown()
+            if attempt == 3:
+                raise
     found.wait_for_nodes()
     yield found
     found.shutdown()
