@@ -154,6 +154,8 @@ def _known(cell: Cell, resolved: Resolved, compiled: dict[str, bool]) -> Cell:
     if cell.scales and not recipe.stages:
         raise UserError(f"the style {recipe.style} trains no adapter, so there is none to scale; leave doses out")
     plan = recipe.audit
+    if plan.mode == "watch":
+        raise UserError("audit.mode: watch leaves the audits to another process, and a cell ends when it is read; take after")
     audit = digest([plan.model_dump(), [measure(name).VERSION for name in plan.measures]], 12)
     # What is missing is part of a run's digest; a plan can do without.
     name = resolved.run_name if not resolved.missing else f"{resolved.name}-{digest(cell.arguments, 8)}"

@@ -85,6 +85,11 @@ grids:
     assert "the style prompted trains no adapter" in told
 
 
+def test_a_cell_that_would_end_unread_is_refused(tmp_path):
+    with pytest.raises(UserError, match="audit.mode: watch leaves the audits to another process"):
+        cells_of(tmp_path, "about: a\nset: [audit.mode=watch]\ngrids: [{recipes: [control]}]")
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
