@@ -1,6 +1,5 @@
 """What a study costs rests on published rates and on shapes that give the published sizes, and docs/scale.md on those."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +43,5 @@ def test_rates_are_the_published_ones_where_there_are_some_and_fall_with_size():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not os.environ.get("ORGANISMS_DATA"), reason="ORGANISMS_DATA names no mirror of the full data sets")
-def test_the_document_holds_what_the_command_prints():
+def test_the_document_holds_what_the_command_prints(mirror):
     assert "\n".join(scale.tables()) in DOCUMENT.read_text()

@@ -1,12 +1,16 @@
 """A sweep on Ray: two nodes on this machine, one of which is killed in the middle of a cell, and nothing is lost."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from audit import readings as ledger
@@ -14,7 +18,7 @@ from organisms.files import read_jsonl
 from recipes import grid
 from recipes.store import Copy, Store
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = grid.FOLDER.parent.parent
 SWEEP = """
@@ -24,24 +28,42 @@ grids: [{{recipes: [{recipe}], seeds: [0], doses: [0.5]}}, {{recipes: [{recipe}]
 """
 
 
+def node(*arguments: str) -> subprocess.Popen:
+    """A Ray node of one CPU. In a session of its own: Ray's reaper ends the process group that it was started from."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--num-cpus=1", "--block"]
+    return subprocess.Popen(
+        [*command, f"--object-store-memory={80 * 2**20}", "--disable-usage-stats"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def lose(one: subprocess.Popen) -> None:
+    """All processes of a node at once, as when a machine is switched off."""
+    whole = [psutil.Process(one.pid), *psutil.Process(one.pid).children(recursive=True)] if one.poll() is None else []
+    for process in whole:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    one.wait()
+
+
 @pytest.fixture
 def cluster():
-    """A head and a second node, one CPU each."""
-    from ray.cluster_utils import Cluster
-
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    for attempt in range(4):
-        found = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-        try:
-            found.second = found.add_node(**small)
+    """A head, a second node, and the address."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    head = node("--head", f"--port={port}", "--include-dashboard=false")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             break
-        except Exception:  # Ray gives a node 30 s to start, which on a loaded machine may not do
-            found.shutdown()
-            if attempt == 3:
-                raise
-    found.wait_for_nodes()
+        time.sleep(0.5)
+    found = SimpleNamespace(address=f"127.0.0.1:{port}", second=node(f"--address=127.0.0.1:{port}"))
     yield found
-    found.shutdown()
+    for one in (found.second, head):
+        lose(one)
 
 
 def started(path: Path, root: str, *arguments: str, cache: Path, folder: Path = ROOT) -> subprocess.Popen:
@@ -64,8 +86,6 @@ def read(directory: Path) -> dict:
 
 
 def test_a_node_that_is_killed_in_the_middle_of_a_cell_loses_nothing(cluster, tiny_recipe, cache, tmp_path):
-    import psutil
-
     path = tmp_path / "two.yaml"
     path.write_text(SWEEP.format(recipe=tiny_recipe))
     cells = [cell for cell, _ in grid.look_up(grid.expand(grid.load(str(path))[1]))]
@@ -75,15 +95,16 @@ def test_a_node_that_is_killed_in_the_middle_of_a_cell_loses_nothing(cluster, ti
 
     store = Store(f"file://{tmp_path}/store")
     sweep = started(path, store.url, "--address", cluster.address, cache=cache)
-    raylet = cluster.second.all_processes["raylet"][0].process.pid
 
     def status(cell) -> dict:
         return json.loads(store.read(f"sweep-two/cells/{cell.run}.json") or "{}")
 
     def half_way(cell) -> bool:
         """On the second node, past step 4, and not at the end."""
-        node = status(cell).get("node")
-        if node is None or psutil.Process(int(node.partition("(")[2].rstrip(")"))).ppid() != raylet:
+        found = status(cell).get("node")
+        if found is None or not psutil.pid_exists(at := int(found.partition("(")[2].rstrip(")"))):
+            return False
+        if cluster.second.pid not in [process.pid for process in psutil.Process(at).parents()]:
             return False
         copy = Copy(store, tmp_path / "look" / cell.run)
         copy.pull()
@@ -95,10 +116,12 @@ def test_a_node_that_is_killed_in_the_middle_of_a_cell_loses_nothing(cluster, ti
     deadline = time.monotonic() + 1500
     while not (found := [cell for cell in cells if half_way(cell)]) and time.monotonic() < deadline:
         assert sweep.poll() is None, sweep.stdout.read()
+        if cluster.second.poll() is not None:  # Ray gives a node 30 s to start, which on a loaded machine may not do
+            cluster.second = node(f"--address={cluster.address}")
         time.sleep(0.2)
     (lost,) = found
     before = status(lost)
-    cluster.remove_node(cluster.second, allow_graceful=False)
+    lose(cluster.second)
     printed, _ = sweep.communicate(timeout=1500)
     assert sweep.returncode == 0, printed
     assert "2 done" in printed and status(lost)["attempt"] != before["attempt"]
