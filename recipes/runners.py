@@ -58,8 +58,9 @@ class OnRay:
             ray.init(address=address or "local", log_to_driver=False, logging_level="error", **ours)
         except ConnectionError as error:
             raise UserError(
-                f"address={address}: no Ray cluster answers there ({str(error).splitlines()[0]}); begin one with "
-                "`.venv/bin/ray start --head`, or leave address out"
+                f"address={address}: no Ray cluster answers there ({str(error).splitlines()[0]}), or it wants a token: set "
+                "RAY_AUTH_MODE=token as on its machines. `.venv/bin/ray start --head` begins one (docs/sweeps.md); or leave "
+                "address out"
             ) from None
         nodes = [node for node in ray.nodes() if node["Alive"]]
         total = ray.cluster_resources()
