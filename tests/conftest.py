@@ -12,6 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # `make test` runs one process a core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under `make test`, a make that a test starts would be a sub-make, which says so in what it prints.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
 # What a test reads must not depend on the machine: a mirror is there only for those that ask for it.
 MIRROR = os.environ.pop("ORGANISMS_DATA", None)
 

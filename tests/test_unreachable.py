@@ -72,19 +72,21 @@ def test_a_run_goes_on_without_a_wandb_that_is_out_of_reach_and_keeps_its_name_t
 
 def test_a_wandb_process_that_vanishes_does_not_take_the_run_with_it(tmp_path):
     code = """
-import os, signal, sys
+import os, sys
 from pathlib import Path
+import psutil
 from audit.publish import Publisher
 from organisms.files import append_jsonl, write_json
 run = Path(sys.argv[1])
 with Publisher(run) as publisher:
     append_jsonl(run / "train.jsonl", [{"stage": "sft", "step": 1, "tokens_seen": 5, "loss": 1.0}])
     publisher.send()
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for child in children:
-        if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
-            os.kill(int(child), signal.SIGKILL)
-            os.waitpid(int(child), 0)  # until it is gone
+    running = [(process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    service = [process for process, line in running if line[-2:] == ["--pid", str(os.getpid())]]
+    assert service, running
+    for process in service:
+        process.kill()
+        process.wait()  # until it is gone
     for step in range(2, 6):
         append_jsonl(run / "train.jsonl", [{"stage": "sft", "step": step, "tokens_seen": 5 * step, "loss": 1.0}])
         publisher.send()
