@@ -22,6 +22,8 @@ from recipes.store import Copy, Store
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # and none that earlier uses of Ray left
+# One thread, which a cell of one CPU has on Ray: the order of a sum, and so a figure's last digits, follow their number.
+ALIKE = {**TOKEN, "OMP_NUM_THREADS": "1"}
 ROOT = grid.FOLDER.parent.parent
 SWEEP = """
 about: two seeds of the tiny recipe
@@ -35,7 +37,7 @@ def node(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--num-cpus=1", "--block"]
     return subprocess.Popen(
         [*command, f"--object-store-memory={80 * 2**20}", "--disable-usage-stats"],
-        env={**os.environ, **TOKEN},
+        env={**os.environ, **ALIKE},
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -73,7 +75,7 @@ def started(path: Path, root: str, *arguments: str, cache: Path, folder: Path = 
     return subprocess.Popen(
         [sys.executable, "-m", "recipes.sweep", str(path), "--runs", root, *arguments],
         cwd=folder,
-        env={**os.environ, "ORGANISMS_CACHE": str(cache), "PYTHONPATH": str(ROOT), **TOKEN},
+        env={**os.environ, "ORGANISMS_CACHE": str(cache), "PYTHONPATH": str(ROOT), **ALIKE},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
