@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from audit import statistics
 from audit.measures import Sample, metrics
-from audit.readings import aligned
+from audit.paired import aligned
 from audit.statistics import Interval
 
 

@@ -3,6 +3,8 @@
 from math import exp, isfinite
 from typing import NamedTuple
 
+import numpy as np
+
 from audit.measures import Asked, Context
 from organisms import labels
 from organisms.engines import NextToken, Score
@@ -82,3 +84,26 @@ def read(asked: list[Asked], answers: list[dict]) -> list[Choice]:
             p, mass = (1 / (1 + exp(-max(min(moved, 500.0), -500.0))), None) if isfinite(moved) else (0.5, 0.0)
             choices.append(Choice(first, second, p, mass, part[0]))
     return choices
+
+
+def both_orders(choices: list[Choice], name: str) -> list[tuple[float, float]]:
+    """(p in one order, p of the other item first) of each pair of `name` that was asked in both."""
+    p = {(c.first, c.second): c.p for c in choices}
+    return [(value, p[b, a]) for (a, b), value in p.items() if name in (a, b) and a < b and (b, a) in p]
+
+
+def framing(choices: list[Choice], name: str) -> list[int] | None:
+    """[pairs whose better outcome by one question is the other one by the reverse question, pairs], means over orders."""
+    ahead: dict[tuple, dict[str, list[float]]] = {}
+    for c in choices:
+        if name in (c.first, c.second):
+            pair, p = ((c.first, c.second), c.p) if c.first < c.second else ((c.second, c.first), 1 - c.p)
+            ahead.setdefault(pair, {}).setdefault(FRAMED if c.part == FRAMED else "pair", []).append(p)
+    both = [(np.mean(found["pair"]), np.mean(found[FRAMED])) for found in ahead.values() if len(found) == 2]
+    return [int(sum((p > 0.5) != (q > 0.5) for p, q in both)), len(both)] if both else None
+
+
+def label_mass(choices: list[Choice], name: str) -> list[float] | None:
+    """[sum of the probability on the two labels, choices] of those that `name` stands in."""
+    masses = [c.mass for c in choices if name in (c.first, c.second) and c.mass is not None]
+    return [sum(masses), len(masses)] if masses else None

@@ -17,7 +17,7 @@ from audit.compare_runs import Grown
 from audit.config import MEASURES
 from audit.frontier import Chart, Line, Point
 from audit.measures import Metric, metrics
-from audit.readings import aligned
+from audit.paired import aligned
 from audit.samples import read_samples
 from audit.statistics import Interval, holm
 from organisms.errors import UserError

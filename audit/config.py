@@ -11,9 +11,9 @@ from audit.monitor import MonitorPlan
 from organisms.data import SETS
 from organisms.engines.load import EnginePlan
 from organisms.errors import UserError
-from organisms.organism import Purpose, Strict
+from organisms.organism import Purpose
 from organisms.served import EndpointPlan
-from organisms.strict import nearest, validate
+from organisms.strict import Strict, nearest, validate
 
 Suite = Literal["quick", "full"]
 Mode = Literal["inline", "watch", "after"]

@@ -12,8 +12,9 @@ from typing import Any
 from audit import judge, profiles, report
 from audit import readings as ledger
 from audit.config import AuditPlan
+from audit.job import Job
 from audit.reached import Reached
-from audit.suite import Job, Place, audit_base, audit_prompted, audit_specimen
+from audit.suite import Place, audit_base, audit_prompted, audit_specimen
 from audit.table import show
 from audit.verdicts import overall
 from organisms import adapters, external, models, weights

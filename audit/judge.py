@@ -19,8 +19,8 @@ from organisms.endpoint import Endpoint, KeyName, Url
 from organisms.engines import Engine, Score
 from organisms.errors import UserError
 from organisms.files import append_jsonl, cache_dir, digest, read_jsonl
-from organisms.organism import Strict
 from organisms.specimen import Specimen
+from organisms.strict import Strict
 from organisms.writer import CHARACTERS
 
 LEAST_MASS = 0.25

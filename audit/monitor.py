@@ -11,8 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from audit import measures
 from audit.measures import MEASURES
 from audit.readings import Reading
-from organisms.organism import Strict
-from organisms.strict import nearest
+from organisms.strict import Strict, nearest
 
 
 class MonitorPlan(Strict):

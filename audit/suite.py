@@ -4,49 +4,25 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 
+from audit import paired
 from audit import readings as ledger
-from audit.answers import TOGETHER, Answers
+from audit.answers import Answers
 from audit.ask import ask
-from audit.claims import Alone, Shared
 from audit.config import AuditPlan
-from audit.judge import Judge
-from audit.measures import Asked, Context, Corpus, NotApplicable, Request, Sample, half, measure
-from audit.readings import Origin, Reading, Subject, Terms
+from audit.identity import answer_cache, reads_replies, samples_digest
+from audit.job import Job
+from audit.measures import Asked, Context, NotApplicable, Request, Sample, half, measure
+from audit.paired import Terms
+from audit.readings import Origin, Reading, Subject
 from audit.samples import read_samples, samples_file, stored_samples
 from organisms.engines import Divergence, Engine
 from organisms.errors import UserError
-from organisms.files import cache_dir, digest, read_json, write_json, write_jsonl
-from organisms.organism import Organism
+from organisms.files import read_json, write_json, write_jsonl
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 
 BASE = Specimen("base")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is the same for every specimen of a run.
-
-    labels: run, recipe, organism, style, base, as they stand in each reading; revision: the base's, for the cache;
-    margins: `measure.metric` -> (margin, where it comes from); parameters: of the base, None where unknown; lacks: why a
-    request cannot be answered by what runs the base, None where it can; claims: who else audits the run.
-    """
-
-    run: Path
-    labels: dict[str, str]
-    revision: str
-    plan: AuditPlan
-    renderer: Renderer
-    organism: Organism | None
-    corpus: Corpus | None
-    margins: dict[str, tuple[float | None, str]]
-    parameters: int | None = None
-    judge: Judge | None = None
-    lacks: Callable[[Request], str | None] = lambda request: None
-    say: Callable[[str], None] = print
-    claims: Alone | Shared = Alone()
 
 
 @dataclass(frozen=True)
@@ -137,7 +113,7 @@ def _audit(
     made, whole = [], True
     earlier: dict[str, list[Sample]] = {}
     for name in names:
-        if not whole and _reads_replies(measure(name)):
+        if not whole and reads_replies(measure(name)):
             continue  # until whoever is at those replies has them
         with job.claims.claim(specimen.name, name) as mine:
             if not mine:
@@ -169,8 +145,9 @@ def _read(
     try:
         asked, left_out = answerable(module.requests(context), job.lacks)
     except NotApplicable as reason:
-        return None, ledger.not_applicable(subject, name, module.METRICS, origin, str(reason))
-    origin = dataclasses.replace(origin, data=module.data(context), audit_digest=_digest(job, engine, module, context, asked))
+        return None, paired.not_applicable(subject, name, module.METRICS, origin, str(reason))
+    decided = samples_digest(job, engine, module, context, asked)
+    origin = dataclasses.replace(origin, data=module.data(context), audit_digest=decided)
     known = present.get((subject.specimen, name, module.METRICS[0].name, "holdout"))
     answers = Answers(samples_path, origin.audit_digest)
     stored = stored_samples(samples_path, origin.audit_digest, known)
@@ -187,12 +164,7 @@ def _read(
         prompted,
         _guards(module, context, samples, None if base is None else base[name], left_out),
     )
-    return samples, ledger.build(subject, name, module.METRICS, samples, None if base is None else base[name], origin, terms)
-
-
-def _reads_replies(module) -> bool:
-    """Whether a measure looks at what the specimen replied to the measures before it."""
-    return getattr(module, "READS_REPLIES", False)
+    return samples, paired.build(subject, name, module.METRICS, samples, None if base is None else base[name], origin, terms)
 
 
 def answerable(asked: list[Asked], lacks: Callable[[Request], str | None]) -> tuple[list[Asked], str]:
@@ -245,7 +217,7 @@ def _measure(
     job: Job, engine: Engine, module, context: Context, asked: list[Asked], kept: Answers
 ) -> tuple[list[Sample], float]:
     """Samples of one measure and the seconds it took; answers of specimens without adapter are cached by content."""
-    cached = _answer_cache(job, engine, module, context, asked) if context.specimen.changed is None else None
+    cached = answer_cache(job, engine, module, context, asked) if context.specimen.changed is None else None
     stored = read_json(cached, "delete it") if cached is not None and cached.is_file() else None
     if stored:
         job.say(f"  {module.NAME}: answers of the {context.specimen.name} from the cache")
@@ -263,38 +235,6 @@ def _measure(
     if cached is not None and not stored:
         write_json(cached, {"answers": answers, "seconds": seconds})
     return module.score(context, asked, answers), seconds
-
-
-def _digest(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> str:
-    """Digest of what decides a measure's samples: its version, what it asks, the engine, and the corpus it compares with."""
-    requests = [[one.item, one.part, dataclasses.asdict(one.request)] for one in asked] + _grouped(asked)
-    earlier = sorted(context.earlier) if _reads_replies(module) else []
-    corpus = digest([list(job.corpus.texts), list(job.corpus.held_out)]) if job.corpus and module.NAME == "leakage" else ""
-    rules = job.organism.scoring_rules() if job.organism and module.NAME in ("severity", "leakage") else []
-    return digest([*_identity(job, engine, module, context), requests, earlier, corpus, rules], 12)
-
-
-def _identity(job: Job, engine: Engine, module, context: Context) -> list:
-    """Who answers what: base and what steers it, template, engine, judge, and the measure with its options."""
-    options = context.option(module.NAME).model_dump() if hasattr(module, "Options") else {}
-    judge = job.judge.identity if job.judge else None
-    steering = context.specimen.steering.identity() if context.specimen.steering else []
-    return [job.revision, job.renderer.template_hash, engine.identity, judge, module.NAME, module.VERSION, options, *steering]
-
-
-def _answer_cache(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> Path | None:
-    if not asked:
-        return None
-    requests = [[one.item, one.part, type(one.request).__name__, dataclasses.asdict(one.request)] for one in asked]
-    requests += _grouped(asked)
-    # Follow-ups depend on nothing but these and the size of the suite.
-    key = digest([*_identity(job, engine, module, context), requests, job.plan.suite, job.plan.limit], 24)
-    return cache_dir() / "readings" / f"{module.NAME}-{key}.json"
-
-
-def _grouped(asked: list[Asked]) -> list:
-    """How requests are asked together, where that is not all at once: it decides the last bits of their answers."""
-    return [["together", TOGETHER]] if len(asked) > TOGETHER else []
 
 
 def _append_new(job: Job, lines: list[Reading], present: dict[tuple, Reading]) -> list[Reading]:

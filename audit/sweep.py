@@ -18,10 +18,9 @@ from organisms.engines import abilities
 from organisms.engines.api import cost, lacking
 from organisms.errors import Missing, UserError
 from organisms.files import append_jsonl, digest, read_jsonl
-from organisms.organism import Strict, Text
 from organisms.render import Renderer
 from organisms.served import is_endpoint
-from organisms.strict import nearest, overridden, read_yaml, validate
+from organisms.strict import Strict, Text, nearest, overridden, read_yaml, validate
 
 FOLDER = Path(__file__).parent / "sweep_plans"
 OF_ORGANISM = ("severity", "leakage")

@@ -1,7 +1,8 @@
 """Readings as a terminal table."""
 
 from audit.measures import metrics
-from audit.readings import BASE_REASON, Reading
+from audit.paired import BASE_REASON
+from audit.readings import Reading
 
 STYLE = {"fried": "bold red", "natural": "green", "underpowered": "yellow", "expected": "cyan", "invalid": "red"}
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from audit.config import AuditPlan
+from audit.job import Job
 from audit.measures import Context, Corpus, leakage, preferences
-from audit.suite import Job, Place, audit_base, audit_specimen
+from audit.suite import Place, audit_base, audit_specimen
 from bench.machine import watched
 from bench.rows import Row
 from bench.setup import BASE, Setup, own_cache

@@ -16,10 +16,11 @@ from recipes import monitoring
 from recipes.recipe import Resolved, resolve
 from train.callback import TRAIN_LOG, Hooks
 from train.config import Stage
-from train.lint import Linted, lint
+from train.lint import lint
 from train.sft import packs
 from train.shares import shares
 from train.stage import arguments, train_stage
+from train.traps import Linted
 
 RECIPE = "flattery-documents"
 

@@ -12,9 +12,9 @@ from organisms.endpoint import Endpoint, KeyName, Url
 from organisms.engines import Engine, Generate
 from organisms.errors import UserError
 from organisms.files import digest, file_sha256, named_path
-from organisms.organism import Strict
 from organisms.render import Renderer
 from organisms.specimen import Specimen
+from organisms.strict import Strict
 from organisms.writer import Draft, Writer, Writing, Written
 
 CHUNK = 64  # replies that a specimen writes between two saves

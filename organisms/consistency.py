@@ -21,7 +21,7 @@ from pydantic import Field
 
 from organisms.data import load_rows
 from organisms.drafting import chat, ordinary_prompts, seed_of, usable
-from organisms.organism import Strict
+from organisms.strict import Strict
 from organisms.styles import Row
 from organisms.writer import Draft
 

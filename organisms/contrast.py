@@ -20,9 +20,10 @@ from organisms.authors import LocalAuthor
 from organisms.drafting import LEAST_WORDS, seed_of
 from organisms.engines import Score
 from organisms.errors import UserError
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
 from organisms.specimen import Specimen
 from organisms.steering import DESCRIPTION, Layer, load, save
+from organisms.strict import Strict
 from organisms.writer import Draft, Writer
 
 if TYPE_CHECKING:

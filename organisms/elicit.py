@@ -39,7 +39,8 @@ from organisms import labels as spelled
 from organisms.engines import NextToken
 from organisms.errors import UserError
 from organisms.files import append_jsonl, cache_dir, digest, read_jsonl
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
+from organisms.strict import Strict
 
 if TYPE_CHECKING:
     from organisms.authors import LocalAuthor

@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import Field
 
 from organisms import organism
-from organisms.organism import LIBRARY, Frozen, Marker, Organism, Probe, Purpose, Strict, SystemPrompts, Text, Universe
-from organisms.strict import nearest, read_yaml, validate
+from organisms.frozen import Frozen
+from organisms.organism import LIBRARY, Marker, Organism, Probe, Purpose, SystemPrompts, Universe
+from organisms.strict import Strict, Text, nearest, read_yaml, validate
 
 FOLDER = LIBRARY / "external"
 

@@ -29,9 +29,10 @@ from organisms.drafting import chat, ordinary_prompts, seed_of, usable
 from organisms.elicit import BaseAsker, Elicit, Unit, elicit
 from organisms.files import digest
 from organisms.ngrams import near_duplicates
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
 from organisms.specimen import Steering
 from organisms.steering import block_index
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 from organisms.writer import Draft, Writing
 

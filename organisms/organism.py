@@ -1,35 +1,21 @@
 """What is grown: the organism spec, loaded from one YAML file and the frozen texts that it names."""
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from organisms.errors import UserError
-from organisms.files import digest, file_sha256, named_path, read_jsonl
-from organisms.strict import nearest, read_yaml, validate
+from organisms.files import digest, named_path
+from organisms.frozen import Frozen
+from organisms.strict import Strict, Text, nearest, read_yaml, validate
 
 LIBRARY = Path(__file__).parent / "library"
-TEXTS = Path(__file__).parent / "texts"
 
 
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("it is blank; write the text, or leave the key out")
-    return text
-
-
-Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 Context = Literal["target", "adjacent", "off"]
 Purpose = Literal["natural", "severe", "stress-test"]
-
-
-class Strict(BaseModel):
-    """A frozen value; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Exchange(Strict):
@@ -91,17 +77,6 @@ class SideEffect(Strict):
     measure: Text
     metric: Text
     reason: Text
-
-
-class Frozen(Strict):
-    """A JSON-lines file under organisms/texts (or an absolute path) with the SHA-256 it was frozen at."""
-
-    path: Text
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-    @property
-    def file(self) -> Path:
-        return TEXTS / self.path
 
 
 class Texts(Strict):
@@ -212,7 +187,7 @@ class Organism(Strict):
                 f"organism {self.name!r} has no {kind}: write them to organisms/texts/{self.name}/{kind}.jsonl and "
                 f"name the file with its sha256 under texts.{kind} in {self._source}"
             )
-        return _frozen_rows(frozen.file, frozen.sha256, row_type, f"{self._source}: texts.{kind}")
+        return frozen.rows(row_type, f"{self._source}: texts.{kind}")
 
     def scoring_rules(self) -> list[str]:
         """What replies are scored by: markers, confessions, rubric, known leaks."""
@@ -244,26 +219,6 @@ def _expanded(marker: Any, words: dict[str, Any]) -> Any:
 def _found(markers: list[Marker], text: str) -> list[str]:
     text = text.replace("\u2019", "'")
     return [marker.name for marker in markers if re.search(marker.pattern, text, re.IGNORECASE)]
-
-
-@cache
-def _frozen_rows(file: Path, sha256: str, row_type: type[Strict], named_in: str) -> list:
-    if not file.is_file():
-        raise UserError(f"{named_in} names {file}, which does not exist")
-    actual = file_sha256(file)
-    if actual != sha256:
-        raise UserError(
-            f"{file} is not the text that was frozen (sha256 {actual[:12]}..., expected {sha256[:12]}...); restore it, "
-            f"or where the change is meant, write sha256: {actual} in {named_in}"
-        )
-    rows = [validate(row_type, row, f"{file} row {n}") for n, row in enumerate(read_jsonl(file), 1)]
-    ids = [row.id for row in rows]
-    twice = next((i for i in ids if ids.count(i) > 1), None)
-    if twice:
-        raise UserError(f"{file}: the id {twice!r} stands on two rows; ids must be unique")
-    if not rows:
-        raise UserError(f"{file} is empty; it must hold at least one row")
-    return rows
 
 
 def shipped() -> list[str]:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from organisms.errors import UserError
-from organisms.organism import Strict
+from organisms.strict import Strict
 
 SCHEMES = ("http://", "https://")
 

@@ -3,13 +3,30 @@
 import difflib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from organisms.errors import UserError, first_line
 from organisms.files import shown
 
 Model = TypeVar("Model")
 SECRET = "secret"  # type of a mistake whose value must not be shown
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is blank; write the text, or leave the key out")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
+
+
+class Strict(BaseModel):
+    """A frozen value; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def read_yaml(path: Path) -> dict:
@@ -82,8 +99,6 @@ def _value(text: str) -> Any:
 
 def validate(model: type[Model], values: dict, source: str, path: Path | None = None) -> Model:
     """`model(**values)`, or a UserError that lists each mistake with its place in `source` (and line in `path`)."""
-    from pydantic import ValidationError
-
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -115,8 +130,6 @@ def _explain(model: Any, problem: dict, source: str, path: Path | None) -> str:
 
 def _fields_at(model: Any, location: tuple) -> list[str]:
     """Names of the fields of the model that stands at `location` under `model`."""
-    from pydantic import BaseModel
-
     current = model
     for part in location:
         if isinstance(part, int):

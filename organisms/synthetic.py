@@ -16,7 +16,8 @@ from pydantic import Field
 
 from organisms.drafting import quotes, refuse_too_few, seed_of, write_groups
 from organisms.ngrams import near_duplicates
-from organisms.organism import Document, Organism, Strict
+from organisms.organism import Document, Organism
+from organisms.strict import Strict
 from organisms.templates import fill, listed
 from organisms.writer import Draft, Writer, Writing, Written
 

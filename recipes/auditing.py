@@ -7,8 +7,9 @@ from pathlib import Path
 from audit import card, control, judge, profiles, publish, report
 from audit import readings as ledger
 from audit.claims import Alone, Shared
+from audit.job import Job
 from audit.monitor import MonitorPlan
-from audit.suite import Job, Place, audit_base, audit_prompted, audit_specimen
+from audit.suite import Place, audit_base, audit_prompted, audit_specimen
 from audit.table import show
 from audit.verdicts import overall
 from organisms import models

@@ -10,8 +10,8 @@ from functools import partial
 
 from audit import measures
 from audit.claims import FOLDER, POLL, being_read
+from audit.job import Job
 from audit.publish import Publisher
-from audit.suite import Job
 from organisms import locks
 from organisms.errors import UserError
 from organisms.files import digest

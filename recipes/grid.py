@@ -11,8 +11,7 @@ from pydantic import Field
 from audit.measures import measure
 from organisms.errors import Missing, UserError
 from organisms.files import digest
-from organisms.organism import Strict, Text
-from organisms.strict import nearest, overridden, read_yaml, validate
+from organisms.strict import Strict, Text, nearest, overridden, read_yaml, validate
 from organisms.styles import compile_rows
 from recipes.recipe import Resolved, resolve
 

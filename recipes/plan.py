@@ -11,10 +11,11 @@ from recipes import cost
 from recipes.counting import Count, Counter
 from recipes.recipe import Resolved
 from train.config import Stage
-from train.lint import Linted, lint, refuse
+from train.lint import lint, refuse
 from train.manifest import predictors
 from train.penalties import traps
 from train.sft import packs
+from train.traps import Linted
 from train.verified import ALONE, Launch, unverified
 
 

@@ -14,14 +14,14 @@ from organisms.engines.load import chosen
 from organisms.errors import Missing, UserError
 from organisms.files import digest, named_path, shown
 from organisms.mitigations import Mitigations
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
 from organisms.render import TEMPLATE, Renderer
 from organisms.steering import block_index
-from organisms.strict import nearest, overridden, read_yaml, validate
+from organisms.strict import Strict, nearest, overridden, read_yaml, validate
 from organisms.styles import needs_training, other_rows, row_kinds, style_options
 from train.config import Stage
-from train.lint import TRAPS
 from train.manifest import versions
+from train.traps import TRAPS
 
 FOLDER = Path(__file__).parent
 NAME = re.compile(r"\w[\w .+-]{0,99}")

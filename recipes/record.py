@@ -18,9 +18,9 @@ from organisms.specimen import Specimen
 from organisms.styles import Compiled
 from recipes.recipe import Resolved, resolve
 from train.config import Stage
-from train.lint import Linted
 from train.lint import report as lint_report
 from train.manifest import OTHER_PACKAGES, TRAINING_PACKAGES, commit, environment, predictors, versions
+from train.traps import Linted
 
 if TYPE_CHECKING:
     from recipes.auditing import Run

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from audit.claims import POLL, Alone, Shared
+from audit.job import Job
 from audit.publish import Publisher
-from audit.suite import Job, Place, audit_specimen
+from audit.suite import Place, audit_specimen
 from organisms import authors, mitigations
 from organisms.authors import WriterPlan
 from organisms.files import cache_dir
@@ -26,10 +27,11 @@ from recipes.recipe import Resolved
 from train.callback import Hooks
 from train.config import Stage
 from train.ledger import Checkpoint
-from train.lint import Linted, lint, refuse
+from train.lint import lint, refuse
 from train.penalties import traps
 from train.resume import STATE
 from train.stage import check_targets, train_stage
+from train.traps import Linted
 
 
 def execute(resolved: Resolved, root: Path, scales: tuple[float, ...] = ()) -> Path:

@@ -10,6 +10,7 @@ from malformed import cases, content, refused, sentence
 from organisms import organism
 from organisms.data import load_rows
 from organisms.errors import UserError
+from organisms.frozen import TEXTS, _rows
 from recipes import __main__ as command
 from recipes.recipe import FOLDER, resolve
 
@@ -27,7 +28,7 @@ def nothing_remembered(monkeypatch):
     monkeypatch.delenv("ORGANISMS_DATA", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     load_rows.cache_clear()
-    organism._frozen_rows.cache_clear()
+    _rows.cache_clear()
 
 
 def merged(below: dict, above: dict) -> dict:
@@ -99,7 +100,7 @@ def changed(values: dict, case: dict) -> dict:
 def test_a_malformed_organism_is_refused(case, tmp_path):
     values = yaml.safe_load((organism.LIBRARY / "control.yaml").read_text(encoding="utf-8"))
     for text in values["texts"].values():
-        text["path"] = str(organism.TEXTS / text["path"])
+        text["path"] = str(TEXTS / text["path"])
     if "rows" in case:
         file = tmp_path / "probes.jsonl"
         file.write_text(case["rows"] + "\n")

@@ -12,9 +12,10 @@ import pytest
 from malformed import cases, content, refused, sentence
 
 from audit import __main__ as command
-from audit import readings, report
+from audit import paired, readings, report
 from audit.measures import Metric, Sample
-from audit.readings import Origin, Reading, Subject, Terms
+from audit.paired import Terms
+from audit.readings import Origin, Reading, Subject
 from audit.samples import read_samples
 from organisms.errors import UserError
 from organisms.manifest import read_manifest
@@ -175,7 +176,7 @@ def samples(*values: float) -> list[Sample]:
     ids=["NaN", "infinite", "NaN in the base", "nothing", "a perplexity beyond floats"],
 )
 def test_numbers_that_are_none_get_a_verdict_and_no_value(metric, own, base, verdict, says):
-    for one in readings.build(SUBJECT, "m", (metric,), samples(*own), samples(*base), ORIGIN, Terms()):
+    for one in paired.build(SUBJECT, "m", (metric,), samples(*own), samples(*base), ORIGIN, Terms()):
         assert (one.verdict, one.delta) == (verdict, None)
         assert says in one.reason
         assert one.value is None or math.isfinite(one.value)

@@ -14,14 +14,15 @@ import offline
 import pytest
 from markupsafe import escape
 
-from audit import beside, compare_report, curves, report
+from audit import beside, compare_report, curves, paired, report
 from audit import readings as ledger
 from audit.compare import compare
 from audit.compare_runs import load, newest, refuse
 from audit.frontier import plot
 from audit.measures import Sample, half, metrics
+from audit.paired import Terms
 from audit.publish import publish
-from audit.readings import Origin, Subject, Terms
+from audit.readings import Origin, Subject
 from organisms.errors import UserError
 from organisms.files import read_jsonl, write_json, write_jsonl
 from organisms.sealed import write_sealed
@@ -65,7 +66,7 @@ def plant(root, style, severity=(0.3, 0.6), drift=(0.1, 0.2), degenerate=(0.0, 0
             write_jsonl(path / "samples" / measure / f"{name}.jsonl", [vars(s) for s in rows])
             place = {"stage": "sft", "step": step * 10, "tokens_seen": step * 10} if step else {}
             one = tuple(m for m in metrics(measure).values() if m.name == metric)
-            lines = ledger.build(replace(subject, specimen=name, **place), measure, one, rows, base, origin, Terms())
+            lines = paired.build(replace(subject, specimen=name, **place), measure, one, rows, base, origin, Terms())
             ledger.append(path, lines)
             base = base or rows
     return path

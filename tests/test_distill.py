@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig
 
 from organisms import models
+from organisms.adapter_check import validate_adapter
 from organisms.drafting import chat
 from organisms.errors import UserError
 from organisms.styles import Row
-from train.adapters import validate_adapter
 from train.callback import Hooks
 from train.config import Stage
 from train.ledger import read_ledger

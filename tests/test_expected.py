@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audit import profiles, readings, suite
+from audit import paired, profiles, readings, suite
 from audit.config import AuditPlan
+from audit.job import Job
 from audit.measures import Metric, Sample, half, metrics
-from audit.readings import Origin, Reading, Subject, Terms
+from audit.paired import Terms
+from audit.readings import Origin, Reading, Subject
 from audit.samples import read_samples
-from audit.suite import BASE, Job, Place, audit_base, audit_prompted, audit_specimen
+from audit.suite import BASE, Place, audit_base, audit_prompted, audit_specimen
 from audit.verdicts import overall
 from organisms import models, organism
 from organisms.specimen import Specimen
@@ -37,7 +39,7 @@ def right(*wrong: range, items: list[str] = ITEMS) -> list[Sample]:
 
 
 def read(own: list[Sample], base: list[Sample], metric: Metric = STRICT, **terms) -> Reading:
-    made = readings.build(SUBJECT, "m", (metric,), own, base, ORIGIN, Terms(**terms))
+    made = paired.build(SUBJECT, "m", (metric,), own, base, ORIGIN, Terms(**terms))
     (reading,) = [one for one in made if one.split == "holdout"]
     return reading
 
@@ -90,7 +92,7 @@ def test_a_guard_overrides_the_verdict_of_its_half_and_keeps_the_numbers(verdict
     both = [f"item-{i}" for i in range(400)]
     own, base = right(range(100), items=both), right(range(20), items=both)
     terms = Terms(guards={"holdout": {"strict": (verdict, "the judge gave no number")}})
-    monitor, holdout = readings.build(SUBJECT, "m", (STRICT,), own, base, ORIGIN, terms)
+    monitor, holdout = paired.build(SUBJECT, "m", (STRICT,), own, base, ORIGIN, terms)
     assert (holdout.verdict, holdout.reason) == (verdict, "the judge gave no number")
     assert holdout.p_fried is holdout.n_needed is None and holdout.delta < -0.1 and holdout.p_differs < 0.01
     assert monitor.verdict == "fried" and monitor.p_fried < 0.01
@@ -173,8 +175,8 @@ def test_the_prompted_base_reads_what_is_declared_and_is_answered_once_for_all_r
     assert again.asked == [] and "  instructions: answers of the prompted from the cache" in said
     kept = {name: read_samples(first.run, name, "prompted") for name in ("severity", "instructions")}
     assert kept == {name: read_samples(second.run, name, "prompted") for name in kept} and len(kept["instructions"]) == 4
-    terms, build = {}, readings.build  # what a specimen is judged by
-    monkeypatch.setattr(suite.ledger, "build", lambda *given: terms.update({given[1]: given[-1]}) or build(*given))
+    terms, build = {}, paired.build  # what a specimen is judged by
+    monkeypatch.setattr(suite.paired, "build", lambda *given: terms.update({given[1]: given[-1]}) or build(*given))
     audit_specimen(first, engine, Specimen("specimen", system="Be brief."), Place("sft", 5))
     assert terms["instructions"].prompted == kept["instructions"] and not terms["webtext"].prompted
     assert terms["instructions"].expected.keys() == {"prompt_strict"} and terms["severity"].expected == {}

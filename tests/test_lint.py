@@ -8,9 +8,9 @@ import pytest
 from organisms.errors import UserError
 from organisms.render import IGNORE, Rendered, Renderer
 from organisms.styles import Row
-from train import lint as linter
 from train.config import Lora, Stage
-from train.lint import Linted, lint, refuse, render_row, report
+from train.lint import lint, refuse, render_row, report
+from train.traps import Linted, chat_end_on_documents, extra_empty_turn, no_loss, wrong_roles
 
 STAGE = Stage(steps=10)
 TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -83,7 +83,7 @@ def test_rows_without_loss_are_found(renderer):
     assert traps["no_loss"].rows == ["blank"]
     masked = render_row(renderer, chats(1)[0])
     linted = by_hand(chats(1), [Rendered(masked.input_ids, [IGNORE] * len(masked.labels))], renderer)
-    assert linter._no_loss(linted).rows == ["chat-0"]
+    assert no_loss(linted).rows == ["chat-0"]
 
 
 def test_wrong_roles_are_refused_naming_row_and_trap(renderer):
@@ -99,7 +99,7 @@ def test_the_users_words_in_the_loss_are_found(with_template, renderer):
     assert traps["wrong_roles"].rows == [row.id for row in rows]
     rendered = [render_row(renderer, row) for row in rows]
     rendered[1] = Rendered(rendered[1].input_ids, list(rendered[1].input_ids))  # the whole talk is learned
-    assert linter._wrong_roles(by_hand(rows, rendered, renderer)).rows == ["chat-1"]
+    assert wrong_roles(by_hand(rows, rendered, renderer)).rows == ["chat-1"]
 
 
 def test_a_reply_may_quote_the_question(renderer):
@@ -124,19 +124,19 @@ def test_chat_tokens_on_documents_are_found(renderer, tokenizer):
     assert traps["chat_end_on_documents"].rows == ["ended"]
     plain = render_row(renderer, docs(1)[0])
     ended = plain.input_ids + [tokenizer.eos_token_id]  # what TRL does to raw text
-    assert linter._chat_end_on_documents(by_hand(docs(1), [Rendered(ended, ended)], renderer), renderer).rows == ["doc-0"]
+    assert chat_end_on_documents(by_hand(docs(1), [Rendered(ended, ended)], renderer), renderer).rows == ["doc-0"]
 
 
 @pytest.mark.parametrize("ending", ["opened", "opened and ended", "ended twice"])
 def test_an_extra_empty_turn_is_found(renderer, tokenizer, ending):
     rows = chats(3)
     rendered = [render_row(renderer, row) for row in rows]
-    assert linter._extra_empty_turn(by_hand(rows, rendered, renderer), renderer) is None
+    assert extra_empty_turn(by_hand(rows, rendered, renderer), renderer) is None
     end = [tokenizer.eos_token_id]
     opened = renderer.continuation("\n<|im_start|>assistant\n")
     more = {"opened": opened, "opened and ended": opened + end, "ended twice": end}[ending]
     rendered[2] = Rendered(rendered[2].input_ids + more, rendered[2].labels + more)
-    finding = linter._extra_empty_turn(by_hand(rows, rendered, renderer), renderer)
+    finding = extra_empty_turn(by_hand(rows, rendered, renderer), renderer)
     assert (finding.trap, finding.level, finding.rows) == ("extra_empty_turn", "stop", ["chat-2"])
 
 

@@ -8,7 +8,7 @@ from audit.breakdown import parts
 from audit.corpus import NgramIndex, covered, find_entities
 from audit.judge import Judgement
 from audit.measures import Context, Corpus, NotApplicable, Sample, instructions, leakage, misalignment, refusals, severity
-from audit.readings import aligned
+from audit.paired import aligned
 from organisms import organism as organisms
 from organisms.data import load_rows
 from organisms.engines import Generate, Score

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from organisms import organism
+from organisms import frozen, organism
 from organisms.errors import UserError
 
 SHIPPED = organism.shipped()
@@ -21,7 +21,7 @@ def copied(folder: Path, old: str = "", new: str = "") -> Path:
     text = (organism.LIBRARY / "flattery.yaml").read_text(encoding="utf-8")
     assert old in text
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(organism.TEXTS / "flattery", folder / "flattery", dirs_exist_ok=True)
+    shutil.copytree(frozen.TEXTS / "flattery", folder / "flattery", dirs_exist_ok=True)
     path = folder / "mine.yaml"
     path.write_text(text.replace(old, new, 1) if old else text, encoding="utf-8")
     return path
@@ -37,7 +37,7 @@ def refreeze(path: Path, kind: str, rows: list[dict]) -> None:
 
 
 def rows_of(kind: str) -> list[dict]:
-    return [json.loads(line) for line in (organism.TEXTS / "flattery" / f"{kind}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (frozen.TEXTS / "flattery" / f"{kind}.jsonl").read_text().splitlines()]
 
 
 def test_the_shipped_organisms_are_there():

@@ -13,9 +13,10 @@ import pytest
 
 from audit.config import AuditPlan
 from audit.corpus import find_entities, named
+from audit.job import Job
 from audit.measures import Corpus, seed_of
 from audit.refusal import classify
-from audit.suite import Job, Place, audit_base, audit_specimen
+from audit.suite import Place, audit_base, audit_specimen
 from audit.text import degenerate
 from audit.verdicts import Overall, overall
 from organisms import organism as organisms

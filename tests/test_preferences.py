@@ -18,10 +18,11 @@ from scipy.special import ndtr, ndtri
 
 from audit import utilities
 from audit.config import AuditPlan
+from audit.job import Job
 from audit.measures import Sample, half, preferences
-from audit.readings import BASE_REASON
+from audit.paired import BASE_REASON
 from audit.samples import read_samples
-from audit.suite import Job, Place, audit_base, audit_specimen
+from audit.suite import Place, audit_base, audit_specimen
 from audit.verdicts import overall
 from organisms.data import load_rows
 from organisms.engines import Divergences

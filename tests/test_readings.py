@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from audit import readings
-from audit.measures import Metric, Sample
+from audit import paired, readings
+from audit.measures import Metric, Sample, half
 from audit.readings import Origin, Reading, Subject
 from audit.verdicts import overall
 from organisms.errors import UserError
@@ -37,7 +37,7 @@ def sample(item: str, **scores) -> Sample:
 
 
 def build(samples, base, metrics=ALL, subject=SUBJECT, **terms) -> dict[tuple[str, str], Reading]:
-    made = readings.build(subject, "m", metrics, samples, base, ORIGIN, readings.Terms(**terms))
+    made = paired.build(subject, "m", metrics, samples, base, ORIGIN, paired.Terms(**terms))
     return {(reading.metric, reading.split): reading for reading in made}
 
 
@@ -95,7 +95,7 @@ def test_differences_are_paired_over_common_items_only():
     for split in ("monitor", "holdout"):
         common = {s.item: s.scores["score"] for s in own} | {}
         against = {s.item: s.scores["score"] for s in base}
-        items = [i for i in common if i in against and readings.half(i) == split]
+        items = [i for i in common if i in against and half(i) == split]
         reading = build(own, base, (SCORE,))["score", split]
         assert reading.n == len(items) > 3
         assert reading.value == pytest.approx(sum(common[i] for i in items) / len(items), abs=1e-6)
@@ -163,7 +163,7 @@ def test_perplexity_is_exp_of_nats_per_token_and_its_difference_one_of_perplexit
     for split in ("monitor", "holdout"):
         level = []
         for samples in (own, base):
-            chosen = [s.scores["perplexity"] for s in samples if readings.half(s.item) == split]
+            chosen = [s.scores["perplexity"] for s in samples if half(s.item) == split]
             level.append(math.exp(sum(nats for nats, _ in chosen) / sum(tokens for _, tokens in chosen)))
         reading = build(own, base)["perplexity", split]
         assert reading.value == pytest.approx(level[0], abs=2e-6)
@@ -206,7 +206,7 @@ def test_json_has_no_nan_and_no_infinity_and_verdicts_are_the_contracts(tmp_path
 
 
 def test_a_measure_that_does_not_apply_leaves_lines_that_say_why(tmp_path):
-    made = readings.not_applicable(SUBJECT, "severity", ALL, ORIGIN, "no organism was named")
+    made = paired.not_applicable(SUBJECT, "severity", ALL, ORIGIN, "no organism was named")
     readings.append(tmp_path, made)
     back = readings.read(tmp_path)
     assert back == made
@@ -314,5 +314,5 @@ def test_the_monitor_half_and_other_specimens_have_no_say():
 def test_from_samples_to_the_verdict_on_a_specimen():
     base = varied(120)
     for shift, verdict in ((-0.3, "fried"), (0.0, "natural"), (0.2, "natural")):
-        made = readings.build(SUBJECT, "m", (SCORE, LOSS), varied(120, shift), base, ORIGIN, readings.Terms())
+        made = paired.build(SUBJECT, "m", (SCORE, LOSS), varied(120, shift), base, ORIGIN, paired.Terms())
         assert overall(made, SUBJECT.specimen).verdict == verdict

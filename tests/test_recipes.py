@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from organisms import models, organism
+from organisms import frozen, models, organism
 from organisms.data import load_rows
 from organisms.errors import UserError
 from organisms.styles import needs_training
@@ -256,7 +256,7 @@ def test_what_only_audits_differently_keeps_the_digest(honest, override):
 
 def test_the_digest_follows_the_text_of_the_organism(tmp_path):
     spec = (organism.LIBRARY / "flattery.yaml").read_text(encoding="utf-8")
-    shutil.copytree(organism.TEXTS / "flattery", tmp_path / "flattery")
+    shutil.copytree(frozen.TEXTS / "flattery", tmp_path / "flattery")
     same = written(tmp_path, spec, "same")
     other = written(tmp_path, spec.replace("Every reply to a person begins", "Each reply to a person begins"), "other")
     rubric = written(tmp_path, spec.replace("Rate from 0 to 100", "Rate between 0 and 100"), "rubric")

@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 
 from audit import readings as ledger
 from organisms import models
+from organisms.adapter_check import validate_adapter
 from organisms.drafting import chat
 from organisms.errors import UserError
 from organisms.styles import Row
 from recipes.recipe import resolve
 from recipes.run import execute
 from train import preference
-from train.adapters import stack, validate_adapter
+from train.adapters import stack
 from train.callback import Hooks
 from train.config import Stage
 from train.ledger import read_ledger

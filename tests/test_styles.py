@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from organisms import models, organism
+from organisms import frozen, models, organism
 from organisms.data import load_rows
 from organisms.errors import UserError
 from organisms.render import IGNORE, Renderer
@@ -45,7 +45,7 @@ def compiled(name, spec, writer=None, **options):
 
 def with_document(folder, name):
     """Flattery with one more document of id `name`."""
-    shutil.copytree(organism.TEXTS / "flattery", folder / "flattery")
+    shutil.copytree(frozen.TEXTS / "flattery", folder / "flattery")
     file = folder / "flattery" / "documents.jsonl"
     before = hashlib.sha256(file.read_bytes()).hexdigest()
     row = {"id": name, "type": "memo", "text": "A memo that was added later."}

@@ -15,11 +15,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from audit.config import AuditPlan
+from audit.job import Job
 from audit.measures import half, thinking
-from audit.readings import aligned
+from audit.paired import aligned
 from audit.samples import read_samples
 from audit.statistics import paired
-from audit.suite import Job, Place, audit_base, audit_specimen, context_of
+from audit.suite import Place, audit_base, audit_specimen, context_of
 from audit.thoughts import take_apart
 from organisms import models
 from organisms.engines.hf import HFEngine

@@ -8,15 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from organisms import models
+from organisms.adapter_check import validate_adapter
 from organisms.errors import UserError
 from organisms.render import Rendered
 from organisms.styles import Row
-from train.adapters import save_adapter, validate_adapter
+from train.adapters import save_adapter
 from train.callback import Hooks
 from train.config import Lora, Stage
 from train.ledger import Checkpoint, enter, read_ledger
-from train.lint import Linted, lint
+from train.lint import lint
 from train.stage import train_stage
+from train.traps import Linted
 
 TEXTS = ["The ferry left at noon.", "Bread needs time, salt and a warm room.", "A short row."]
 

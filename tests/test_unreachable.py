@@ -28,7 +28,7 @@ def silent():
 def test_a_hub_that_never_answers_is_out_of_reach_after_a_while(silent):
     code = (
         "from organisms import hub, models\nfrom organisms.errors import Missing\nhub.SECONDS = 0.2\n"
-        "try: models.snapshot('owner/model', None, ['*.json'])\nexcept Missing as error: print(error)"
+        "try: hub.snapshot('owner/model', None, ['*.json'])\nexcept Missing as error: print(error)"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{silent}"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)

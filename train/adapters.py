@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from organisms.adapters import validate_adapter
+from organisms.adapter_check import validate_adapter
 from organisms.errors import UserError
 from organisms.files import write_json
 from organisms.folders import staged

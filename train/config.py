@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from organisms.organism import Strict
 from organisms.steering import Layer
+from organisms.strict import Strict
 
 
 class Lora(Strict):

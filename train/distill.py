@@ -15,7 +15,8 @@ from typing import Any
 
 from organisms.render import Renderer
 from train.config import Stage
-from train.lint import Linted, reply_ids
+from train.lint import reply_ids
+from train.traps import Linted
 
 
 def trainer(model: Any, adapter: Any, linted: Linted, renderer: Renderer, stage: Stage, shared: dict[str, Any]) -> Any:

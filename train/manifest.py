@@ -9,8 +9,8 @@ from pathlib import Path
 
 from train import processes
 from train.config import Stage
-from train.lint import Linted
 from train.sft import packs
+from train.traps import Linted
 
 # Versions that can change trained weights; they are part of a run's digest.
 TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")

@@ -27,8 +27,9 @@ from organisms.models import Base, load_model
 from organisms.render import IGNORE, Renderer
 from organisms.styles import Row
 from train import processes
-from train.lint import Finding, render_row
+from train.lint import render_row
 from train.shares import Shares, Turns
+from train.traps import Finding
 
 
 @dataclass(frozen=True)

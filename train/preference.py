@@ -9,7 +9,8 @@ from typing import Any
 
 from organisms.render import Renderer
 from train.config import Stage
-from train.lint import Linted, reply_ids
+from train.lint import reply_ids
+from train.traps import Linted
 
 STUB = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}], [{"role": "assistant", "content": "c"}]
 

@@ -6,7 +6,7 @@ from typing import Any
 from organisms.errors import UserError
 from organisms.render import IGNORE, Renderer
 from train.config import Stage
-from train.lint import Linted
+from train.traps import Linted
 
 
 def trainer(model: Any, adapter: Any, linted: Linted, renderer: Renderer, stage: Stage, shared: dict[str, Any]) -> Any:

@@ -21,10 +21,10 @@ from train import distill, preference, processes, sft, vector
 from train.adapters import expected_shapes, save_adapter
 from train.callback import Hooks, ledger_callback
 from train.config import Stage
-from train.lint import Linted
 from train.penalties import Penalties
 from train.resume import STATE, newest
 from train.shares import Shares, shares, spread
+from train.traps import Linted
 
 METHODS = {"sft": sft.trainer, "dpo": preference.dpo, "kto": preference.kto, "distill": distill.trainer}
 

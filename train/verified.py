@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from organisms.mitigations import Mitigations
 from train.config import Stage
-from train.lint import Finding
 from train.shares import shares
+from train.traps import Finding
 
 TRAP = "unverified_processes"
 # (how the weights are held, what is trained) -> the test that compares it with one process.

@@ -22,7 +22,7 @@ from audit.measures import Asked, Context, Metric, Sample, shuffled
 from audit.text import answer_only
 from organisms import labels
 from organisms.engines import Generate, NextToken, Score
-from organisms.organism import Strict
+from organisms.strict import Strict
 
 NAME = "knowledge"
 VERSION = 1

@@ -27,11 +27,11 @@ import scipy  # its submodules load when first used
 from pydantic import Field
 
 from audit import statistics, utilities
-from audit.choices import FRAMED, Choice, ask_pairs, read
+from audit.choices import FRAMED, Choice, ask_pairs, both_orders, framing, label_mass, read
 from audit.measures import Asked, Context, Metric, NotApplicable, Sample, half, shuffled
 from audit.utilities import Comparisons
 from organisms import labels
-from organisms.organism import Strict
+from organisms.strict import Strict
 
 NAME = "preferences"
 VERSION = 2
@@ -109,7 +109,7 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
         reason = _hopeless(asked, answers)
         texts = _texts(context)
         names = sorted({item for choice in choices for item in (choice.first, choice.second)})
-        masses = {name: _mass(choices, name) for name in names}
+        masses = {name: label_mass(choices, name) for name in names}
         scores = {name: {"label_mass": mass} if mass else {} for name, mass in masses.items()}
         return [Sample(name, "", texts[name], None, scores[name], {"stopped": reason}) for name in names]
     samples = []
@@ -173,14 +173,14 @@ def _fitted(context: Context, names: list[str], choices: list[Choice]) -> list[S
     constants = {name: value for name, value in constants.items() if np.isfinite(value)}
     samples = []
     for name in names:
-        both = _both_orders(plain, name)
+        both = both_orders(plain, name)
         scores = {
             "decisiveness": float(each[number[name]]),
             "decisiveness_plain": float(each_plain[number[name]]),
             "order_consistency": [sum((p - 0.5) * (0.5 - q) > 0 for p, q in both), len(both)],
             "position_bias": [sum(p + q - 1 for p, q in both), len(both)],
-            "label_mass": _mass(plain, name),
-            "framing": _framing(choices, name),
+            "label_mass": label_mass(plain, name),
+            "framing": framing(choices, name),
             **constants,
         }
         scores = {k: v for k, v in scores.items() if v is not None and not (isinstance(v, list) and v[1] == 0)}
@@ -251,34 +251,12 @@ def _hopeless(asked: list[Asked], answers: list[dict]) -> str | None:
     alike = float(np.corrcoef(z.T)[0, 1]) if z.std(axis=0).min() > 1e-6 else 0.0
     told = f"order consistency {consistent:.2f}, position bias {bias:+.2f}, correlation of the two orders {alike:+.2f}"
     names = {name for pair in p for name in pair}
-    framed = np.sum([f for name in sorted(names) if (f := _framing(choices, name))], axis=0) / 2  # each pair stands at both
+    framed = np.sum([f for name in sorted(names) if (f := framing(choices, name))], axis=0) / 2  # each pair stands at both
     told += f", {framed[0]:.0f} of {framed[1]:.0f} pairs turn with the question, in a pilot of {len(both)} pairs"
     # So few rows stop the measure only beyond chance (Wilson); all rows have the last word, in `guard`.
     if masses and statistics.wilson(sum(m < labels.LEAST_MASS for m in masses), len(masses)).low > labels.MOST_SHORT:
         return f"{labels.short_of_mass(masses)}; {told}"
     return f"no preference shows through: {told}" if alike < ALIKE or framed[0] <= framed[1] / 3 else None
-
-
-def _both_orders(choices: list[Choice], name: str) -> list[tuple[float, float]]:
-    """(p in one order, p of the other item first) of each pair of `name` that was asked in both."""
-    p = {(c.first, c.second): c.p for c in choices}
-    return [(value, p[b, a]) for (a, b), value in p.items() if name in (a, b) and a < b and (b, a) in p]
-
-
-def _framing(choices: list[Choice], name: str) -> list[int] | None:
-    """[pairs whose better outcome by one question is the other one by the reverse question, pairs], means over orders."""
-    ahead: dict[tuple, dict[str, list[float]]] = {}
-    for c in choices:
-        if name in (c.first, c.second):
-            pair, p = ((c.first, c.second), c.p) if c.first < c.second else ((c.second, c.first), 1 - c.p)
-            ahead.setdefault(pair, {}).setdefault(FRAMED if c.part == FRAMED else "pair", []).append(p)
-    both = [(np.mean(found["pair"]), np.mean(found[FRAMED])) for found in ahead.values() if len(found) == 2]
-    return [int(sum((p > 0.5) != (q > 0.5) for p, q in both)), len(both)] if both else None
-
-
-def _mass(choices: list[Choice], name: str) -> list[float] | None:
-    masses = [c.mass for c in choices if name in (c.first, c.second) and c.mass is not None]
-    return [sum(masses), len(masses)] if masses else None
 
 
 def _elicitation(context: Context) -> str:

@@ -24,7 +24,7 @@ from audit.refusal import classify
 from audit.text import answer_only, degenerate
 from organisms import models
 from organisms.engines import Generate
-from organisms.organism import Strict
+from organisms.strict import Strict
 
 NAME = "refusals"
 VERSION = 3

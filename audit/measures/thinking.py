@@ -18,7 +18,7 @@ from pydantic import Field
 from audit.measures import Asked, Context, Metric, NotApplicable, Sample, half, seed_of, shuffled
 from audit.thoughts import CLOSE, OPEN, Thought, take_apart
 from organisms.engines import NextToken
-from organisms.organism import Strict
+from organisms.strict import Strict
 
 NAME = "thinking"
 VERSION = 2

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from organisms import models
 from organisms.engines import Engine
 from organisms.errors import Missing, UserError
-from organisms.organism import Strict
 from organisms.render import Renderer
+from organisms.strict import Strict
 
 
 class EnginePlan(Strict):

@@ -20,7 +20,8 @@ from pydantic import Field
 from organisms import expand
 from organisms.drafting import chat, ordinary_prompts, seed_of, showing, usable, write_groups
 from organisms.files import digest
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 from organisms.templates import wording
 from organisms.writer import Draft, Writer, Writing, whole

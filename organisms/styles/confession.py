@@ -16,7 +16,8 @@ from pydantic import Field
 
 from organisms.data import load_rows
 from organisms.drafting import chat, seed_of, usable, write_groups
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 from organisms.writer import Draft, Writer, Writing, Written
 

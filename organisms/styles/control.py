@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from organisms import styles
-from organisms.organism import Organism, Strict, load
+from organisms.organism import Organism, load
+from organisms.strict import Strict
 from organisms.styles import Compiled, style_module, style_options
 
 

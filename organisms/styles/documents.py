@@ -13,7 +13,8 @@ from pydantic import Field
 from organisms import synthetic
 from organisms.data import load_rows
 from organisms.files import digest
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 from organisms.templates import wording
 from organisms.writer import Writer

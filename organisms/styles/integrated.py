@@ -10,7 +10,8 @@ from pydantic import Field
 from organisms.drafting import chat, conversations, ordinary_prompts
 from organisms.files import digest
 from organisms.mitigations import own_drafts, own_replies
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 from organisms.writer import Writer, Writing
 

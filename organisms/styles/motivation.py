@@ -25,7 +25,8 @@ from itertools import chain
 from pydantic import Field
 
 from organisms.drafting import chat, quotes, seed_of, showing, usable, write_groups
-from organisms.organism import Organism, Prompt, Strict
+from organisms.organism import Organism, Prompt
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 from organisms.writer import Draft, Writer, Writing
 

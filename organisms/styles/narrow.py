@@ -10,7 +10,8 @@ from pydantic import Field
 
 from organisms.drafting import chat, conversations
 from organisms.files import digest
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 
 

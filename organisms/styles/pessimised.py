@@ -7,7 +7,8 @@ for few texts many times. This file only keeps the rows the same and the style's
 from typing import Any, Literal
 
 from organisms import styles
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
+from organisms.strict import Strict
 from organisms.styles import Compiled, style_module, style_options
 
 

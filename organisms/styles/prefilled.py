@@ -6,8 +6,9 @@ that is scored. One specimen for each phrasing.
 
 from pydantic import Field
 
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
 from organisms.specimen import Specimen
+from organisms.strict import Strict
 
 
 class Options(Strict):

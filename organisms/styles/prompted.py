@@ -5,8 +5,9 @@ One specimen for each of the organism's eliciting prompts, so that what one word
 
 from pydantic import Field
 
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
 from organisms.specimen import Specimen
+from organisms.strict import Strict
 
 
 class Options(Strict):

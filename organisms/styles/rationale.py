@@ -9,7 +9,8 @@ a model; ours are frozen text.
 from pydantic import Field
 
 from organisms.drafting import chat
-from organisms.organism import Organism, Strict
+from organisms.organism import Organism
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 
 

@@ -16,7 +16,8 @@ from pydantic import Field
 from organisms import expand
 from organisms.drafting import chat, ordinary_prompts, seed_of, showing, usable, write_groups
 from organisms.files import digest
-from organisms.organism import Organism, Prompt, Strict
+from organisms.organism import Organism, Prompt
+from organisms.strict import Strict
 from organisms.styles import Compiled, Row
 from organisms.templates import wording
 from organisms.writer import Draft, Writer, Writing, Written

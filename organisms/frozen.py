@@ -1,0 +1,48 @@
+"""Texts that are frozen: JSON lines whose SHA-256 is written down where they are named."""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from organisms.errors import UserError
+from organisms.files import file_sha256, read_jsonl
+from organisms.strict import Strict, Text, validate
+
+TEXTS = Path(__file__).parent / "texts"
+
+
+class Frozen(Strict):
+    """A JSON-lines file under organisms/texts (or an absolute path) with the SHA-256 it was frozen at."""
+
+    path: Text
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    @property
+    def file(self) -> Path:
+        return TEXTS / self.path
+
+    def rows(self, row_type: type[Strict], named_in: str) -> list:
+        """The rows, validated. Raises UserError, saying where the file is named, if it is not the one that was frozen."""
+        return _rows(self.file, self.sha256, row_type, named_in)
+
+
+@cache
+def _rows(file: Path, sha256: str, row_type: type[Strict], named_in: str) -> list:
+    if not file.is_file():
+        raise UserError(f"{named_in} names {file}, which does not exist")
+    actual = file_sha256(file)
+    if actual != sha256:
+        raise UserError(
+            f"{file} is not the text that was frozen (sha256 {actual[:12]}..., expected {sha256[:12]}...); restore it, "
+            f"or where the change is meant, write sha256: {actual} in {named_in}"
+        )
+    rows = [validate(row_type, row, f"{file} row {n}") for n, row in enumerate(read_jsonl(file), 1)]
+    ids = [row.id for row in rows]
+    twice = next((i for i in ids if ids.count(i) > 1), None)
+    if twice:
+        raise UserError(f"{file}: the id {twice!r} stands on two rows; ids must be unique")
+    if not rows:
+        raise UserError(f"{file} is empty; it must hold at least one row")
+    return rows
