@@ -108,7 +108,7 @@ publish: .venv/.installed
 	@$(RUN) audit publish '$(run)' $(if $(again),--again)
 
 test: .venv/.installed
-	@$(RUN) pytest -n $(or $(jobs),2) --dist loadfile $(if $(all),,-m 'not slow')
+	@$(RUN) pytest -n $(or $(jobs),2) --dist loadfile --no-loadscope-reorder $(if $(all),,-m 'not slow')
 
 torture: .venv/.installed
 	@.venv/bin/python tests/torture.py $(if $(kills),--kills $(kills)) $(if $(seed),--seed $(seed))
