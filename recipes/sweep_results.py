@@ -20,7 +20,12 @@ def write(name: str, sweep: Sweep, cells: list[Cell], root: str) -> list[str]:
         return []
     folder = Path("runs" if "://" in root else root) / f"sweep-{name}"
     runs = [_here(store, cell, folder, root) for cell in done]
-    lines = [f"# {sweep.about}", "", "Holdout half; the verdict is on the difference from the base.", ""]
+    lines = [
+        f"# {sweep.about}",
+        "",
+        "Holdout half: difference from the base on the same items (95% interval), and the verdict on it.",
+        "",
+    ]
     lines += [
         f"| run | organism | base | seed | specimen | {' | '.join(sweep.columns)} |",
         "|---" * (5 + len(sweep.columns)) + "|",
@@ -61,4 +66,7 @@ def _cell(readings: list[Reading], specimen: str, column: str) -> str:
     if held is None or held.value is None:
         return "-"
     verdict = "" if held.verdict == "not_applicable" else f" {held.verdict.replace('_', ' ')}"
-    return f"{number(held.value)}{verdict}"
+    if held.delta is None:
+        return f"{number(held.value)}{verdict}"
+    low, high = (number(end, signed=True) for end in (held.delta_low, held.delta_high))
+    return f"{number(held.delta, signed=True)} ({low} to {high}){verdict}"

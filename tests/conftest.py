@@ -16,7 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # `make test` runs one process a core
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
 # What a test reads must not depend on the machine: a mirror is there only for those that ask for it.
-MIRROR = os.environ.pop("ORGANISMS_DATA", None)
+# By another name, since xdist's processes inherit what this one has left in the environment.
+if "ORGANISMS_DATA" in os.environ:
+    os.environ["ORGANISMS_TEST_MIRROR"] = os.environ.pop("ORGANISMS_DATA")
+MIRROR = os.environ.get("ORGANISMS_TEST_MIRROR")
 
 
 @pytest.fixture
