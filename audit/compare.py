@@ -16,7 +16,7 @@ from audit import compare_runs
 from audit.compare_runs import Grown
 from audit.config import MEASURES
 from audit.frontier import Chart, Line, Point
-from audit.measures import Metric, metrics
+from audit.measures import Metric, Sample, half, metrics
 from audit.paired import aligned
 from audit.samples import read_samples
 from audit.statistics import Interval, holm
@@ -179,8 +179,11 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
         if stop < len(names):
             ends[run.path.name, axis] = f"{names[stop]}: {compare_runs.unread(run, names[stop], measure, metric)}"
     keys = [(run, name) for (run, _), names in doses.items() for name in names]
+    asked = [_items(samples[key], metric) for key in keys if key[0] in {run.path.name for run in runs if run.trained}]
     keys += [(run.path.name, name) for run, name in marks.values() if not compare_runs.unread(run, name, measure, metric)]
-    keys = list(dict.fromkeys(keys))
+    # What stands beside the styles must not cost them items: it is left out where it was not asked all that they were.
+    shared = set.intersection(*asked) if asked else set()
+    keys = [key for key in dict.fromkeys(keys) if shared <= _items(samples[key], metric)]
     bases = list(dict.fromkeys((run, "base") for run, _ in keys))
     if keys:
         kind, values = aligned(metric, "holdout", *(samples[key] for key in keys + bases))
@@ -196,6 +199,10 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
             drawn[key] = {"lower": -moved, "both": abs(moved)}.get(metric.worse, moved)
     margins = [r.margin for run in runs for r in run.readings.values() if (r.measure, r.metric) == (measure, metric.name)]
     return Panel(measure, metric, n, min((m for m in margins if m is not None), default=None), drawn, doses, ends)
+
+
+def _items(samples: list[Sample], metric: Metric) -> set[str]:
+    return {s.item for s in samples if metric.name in s.scores and half(s.unit) == "holdout"}
 
 
 def _reach(style: Style, severity: Panel, axis: str) -> float:

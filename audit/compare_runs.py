@@ -16,6 +16,8 @@ from organisms.strict import read_yaml
 
 # Measures whose audit_digest also covers the run's own training rows, and so differs between styles; their items are compared.
 OF_THE_RUN = ("leakage",)
+# Measures that read the replies to others, of which a style without training has fewer: the items in common are compared.
+OF_OTHERS = ("fluency",)
 ENOUGH = 0.9  # a dose that answered fewer of the base's items is not held against doses that answered all
 
 
@@ -128,6 +130,9 @@ def _difference(one: Grown, other: Grown, without: list[str]) -> str:
             first, second = bases[0][measure], bases[1][measure]
             if first.suite != second.suite:
                 found.append(f"suite of {measure} ({first.suite}, {second.suite}: readings.jsonl)")
+            elif measure in OF_OTHERS and first.data != second.data:
+                if _scored_otherwise(one, other, measure):
+                    found.append(f"items of {measure} (samples/{measure}/base.jsonl)")
             elif first.data != second.data:
                 found.append(f"data of {measure} ({first.data}, {second.data}: readings.jsonl)")
             elif measure not in OF_THE_RUN and first.audit_digest != second.audit_digest:
@@ -141,6 +146,14 @@ def _difference(one: Grown, other: Grown, without: list[str]) -> str:
 def _asked(run: Grown, measure: str) -> set[tuple]:
     """What was asked but for the run's own documents, and what the base replied."""
     return {(s.item, s.prompt, s.output) for s in read_samples(run.path, measure, "base") if s.group != "document"}
+
+
+def _scored_otherwise(one: Grown, other: Grown, measure: str) -> bool:
+    """Whether the two bases have no item in common, or one on which they were not read alike."""
+    first, second = (
+        {s.item: (s.prompt, s.output, s.scores) for s in read_samples(r.path, measure, "base")} for r in (one, other)
+    )
+    return not first.keys() & second.keys() or any(first[item] != second[item] for item in first.keys() & second.keys())
 
 
 def unread(run: Grown, specimen: str, measure: str, metric: Metric) -> str:

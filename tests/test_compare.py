@@ -225,6 +225,28 @@ def test_a_dose_at_which_a_dear_measure_was_not_read_is_passed_over(tmp_path):
     assert points == {"documents": ["sft-000020"], "transcripts": ["sft-000010", "sft-000020"]}
 
 
+def test_a_style_without_training_stands_beside_the_others_and_costs_them_no_items(tmp_path):
+    """Nothing can leak from a corpus that is not there, so fluency has fewer replies to read of it."""
+    trained = [plant(tmp_path, "documents"), plant(tmp_path, "transcripts")]
+    beside = plant(tmp_path, "prefilled", suffix="-beside")
+    (beside / "recipe.yaml").write_text(json.dumps({"style": "prefilled", "seed": 0, "stages": [], "audit": {}}))
+    lines = [
+        {**r, "data": "fewer", "audit_digest": "d2"} if r["measure"] == "fluency" else r
+        for r in read_jsonl(beside / "readings.jsonl")
+    ]
+    write_jsonl(beside / "readings.jsonl", lines)
+    for path in (beside / "samples" / "fluency").iterdir():
+        write_jsonl(path, read_jsonl(path)[:100])
+    alone, found = held(trained), held([*trained, beside])
+    charts = {chart.measure: chart for chart in found.charts}
+    assert {chart.measure: chart.n for chart in alone.charts} == {name: chart.n for name, chart in charts.items()}
+    assert [point.name for point in charts["drift"].marks] and not charts["fluency"].marks
+    base = beside / "samples" / "fluency" / "base.jsonl"
+    write_jsonl(base, [{**row, "output": "another reply"} for row in read_jsonl(base)])
+    with pytest.raises(UserError, match="items of fluency"):
+        held([*trained, beside])
+
+
 # From real runs to a page
 
 
