@@ -5,24 +5,19 @@ error is not controlled over pairs. Damage is the difference from the base turne
 worse on both sides counts its distance from the base.
 """
 
-import zlib
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import combinations
 
 import numpy as np
 
 from audit import compare_matched as matched
-from audit import compare_runs
+from audit.compare_panels import Panel, panels_of
 from audit.compare_runs import Grown
 from audit.config import MEASURES
 from audit.frontier import Chart, Line, Point
-from audit.measures import Metric, Sample, half, metrics
-from audit.paired import aligned
-from audit.samples import read_samples
+from audit.measures import metrics
 from audit.statistics import Interval, holm
 from organisms.errors import UserError
-
-AXES = ("steps", "scale")
 
 
 @dataclass(frozen=True)
@@ -31,36 +26,6 @@ class Style:
 
     label: str
     runs: list[Grown]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One metric over all runs: (run name, specimen) -> (1 + resamples,) differences from the base, damage or severity.
-
-    ends: (run name, axis) -> why its doses are not compared any further, where they are not.
-    """
-
-    measure: str
-    metric: Metric
-    n: int
-    margin: float | None
-    drawn: dict[tuple[str, str], np.ndarray]
-    doses: dict[tuple[str, str], list[str]]
-    ends: dict[tuple[str, str], str]
-
-    @property
-    def name(self) -> str:
-        return f"{self.measure}.{self.metric.name}"
-
-    def curve(self, run: Grown, axis: str, doses: list[str] | None = None) -> np.ndarray:
-        """(1 + resamples, doses): the named doses, or all."""
-        chosen = self.doses[run.path.name, axis] if doses is None else doses
-        return np.stack([self.drawn[run.path.name, dose] for dose in chosen], axis=1)
-
-    def along(self, other: "Panel", run: Grown, axis: str) -> list[str]:
-        """The doses of a run at which this metric and another were both read."""
-        known = other.doses[run.path.name, axis]
-        return [dose for dose in self.doses[run.path.name, axis] if dose in known]
 
 
 @dataclass(frozen=True)
@@ -91,6 +56,7 @@ class Pair:
 class Comparison:
     """reach: style -> the severity it surely reaches. unit: of severity. unread: headline -> why it is not compared at all.
 
+    short: style -> what is said of one that does not surely reach the least severity at which anything could be compared.
     beside: names of the runs that gave marks only (controls, prompted bases, styles without training).
     """
 
@@ -99,6 +65,7 @@ class Comparison:
     unit: str
     styles: list[Style]
     reach: dict[str, float]
+    short: dict[str, str]
     pairs: list[Pair]
     charts: list[Chart]
     unread: dict[str, str]
@@ -112,21 +79,24 @@ def compare(runs: list[Grown], axis: str, severity: str, without: list[str], lev
         wanted = "checkpoints" if axis == "steps" else 'adapter scales; add some with `make dose run=DIR scales="0.5 1.5"`'
         raise UserError(f"none of {', '.join(run.path.name for run in runs)} is a trained style with {wanted}")
     marks = _marks(runs)
-    (strength,) = _panels(runs, marks, "severity", [metrics("severity")[severity]])
+    (strength,) = panels_of(runs, marks, "severity", [metrics("severity")[severity]])
     if strength.n < 2:
         raise UserError(
             f"these runs share {strength.n} holdout items of {strength.name}, so severity cannot be matched; read more"
         )
     panels = []
     for name in (name for name in MEASURES if name not in without):
-        panels += _panels(runs, marks, name, [metric for metric in metrics(name).values() if metric.worse])
+        panels += panels_of(runs, marks, name, [metric for metric in metrics(name).values() if metric.worse])
     unread = {p.name: next(iter(p.ends.values()), "too few items") for p in panels if p.n < 2 and p.metric.headline}
     panels = [panel for panel in panels if panel.n > 1]
     reach = {style.label: _reach(style, strength, axis) for style in styles}
-    pairs = [_pair(first, second, strength, panels, axis, reach, levels) for first, second in combinations(styles, 2)]
+    short = {style.label: _short(style, strength, axis, levels) for style in styles if reach[style.label] <= min(levels or [0])}
+    pairs = [_pair(first, second, strength, panels, axis, reach, short, levels) for first, second in combinations(styles, 2)]
     charts = [_chart(styles, marks, strength, panel, axis) for panel in panels if panel.metric.headline]
     beside = frozenset(run.path.resolve().name for run, _ in marks.values())
-    return Comparison(axis, strength, strength.metric.unit or "share of replies", styles, reach, pairs, charts, unread, beside)
+    return Comparison(
+        axis, strength, strength.metric.unit or "share of replies", styles, reach, short, pairs, charts, unread, beside
+    )
 
 
 def _styles(runs: list[Grown]) -> list[Style]:
@@ -158,53 +128,6 @@ def _marks(runs: list[Grown]) -> dict[str, tuple[Grown, str]]:
     return marks
 
 
-def _panels(runs: list[Grown], marks: dict, measure: str, wanted: list[Metric]) -> list[Panel]:
-    """The differences of all doses and marks that can be read, on the items that all of them have, in the same resamples."""
-    names = {run.path.name: [dose.specimen for axis in AXES for dose in run.doses(axis)] for run in runs}
-    keys = {(run.path.name, name) for run in runs for name in ("base", *names[run.path.name])}
-    keys |= {(run.path.name, name) for run, name in marks.values()}
-    runs_by_name = {run.path.name: run for run in runs}
-    samples = {(name, specimen): read_samples(runs_by_name[name].path, measure, specimen) for name, specimen in keys}
-    return [_panel(runs, marks, measure, metric, samples) for metric in wanted]
-
-
-def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples: dict) -> Panel:
-    doses, ends = {}, {}
-    for run, axis in product(runs, AXES):
-        names = [dose.specimen for dose in run.doses(axis)]
-        read = [name for name in names if run.reading(name, measure, metric.name)]
-        names = read or names  # dear measures are read at fewer checkpoints
-        stop = next((k for k, name in enumerate(names) if compare_runs.unread(run, name, measure, metric)), len(names))
-        doses[run.path.name, axis] = names[:stop]
-        if stop < len(names):
-            ends[run.path.name, axis] = f"{names[stop]}: {compare_runs.unread(run, names[stop], measure, metric)}"
-    keys = [(run, name) for (run, _), names in doses.items() for name in names]
-    asked = [_items(samples[key], metric) for key in keys if key[0] in {run.path.name for run in runs if run.trained}]
-    keys += [(run.path.name, name) for run, name in marks.values() if not compare_runs.unread(run, name, measure, metric)]
-    # What stands beside the styles must not cost them items: it is left out where it was not asked all that they were.
-    shared = set.intersection(*asked) if asked else set()
-    keys = [key for key in dict.fromkeys(keys) if shared <= _items(samples[key], metric)]
-    bases = list(dict.fromkeys((run, "base") for run, _ in keys))
-    if keys:
-        kind, values = aligned(metric, "holdout", *(samples[key] for key in keys + bases))
-        metric = replace(metric, kind=kind)
-    else:
-        values = []
-    n, drawn = len(values[0]) if values else 0, {}
-    if n > 1:
-        weights = matched.weights(n, zlib.crc32(f"{measure}.{metric.name}".encode()))
-        base = dict(zip(bases, values[len(keys) :], strict=True))
-        for key, own in zip(keys, values, strict=False):
-            moved = matched.differences(metric.kind, own, base[key[0], "base"], weights)
-            drawn[key] = {"lower": -moved, "both": abs(moved)}.get(metric.worse, moved)
-    margins = [r.margin for run in runs for r in run.readings.values() if (r.measure, r.metric) == (measure, metric.name)]
-    return Panel(measure, metric, n, min((m for m in margins if m is not None), default=None), drawn, doses, ends)
-
-
-def _items(samples: list[Sample], metric: Metric) -> set[str]:
-    return {s.item for s in samples if metric.name in s.scores and half(s.unit) == "holdout"}
-
-
 def _reach(style: Style, severity: Panel, axis: str) -> float:
     curves = [severity.curve(run, axis) for run in style.runs if severity.doses[run.path.name, axis]]
     return min(map(matched.reach, curves)) if len(curves) == len(style.runs) else 0.0
@@ -216,18 +139,18 @@ def most(style: Style, severity: Panel, axis: str) -> float | None:
     return float(np.mean([curve[0].max() for curve in curves])) if curves else None
 
 
-def _pair(first, second, severity: Panel, panels: list[Panel], axis: str, reach, levels: list[float] | None) -> Pair:
+def _pair(first, second, severity: Panel, panels: list[Panel], axis: str, reach, short, levels: list[float] | None) -> Pair:
+    told = [f"{label} {short[label]}" for label in (first.label, second.label) if label in short]
+    if told:
+        return Pair(first, second, [], f"no common severity: {'; '.join(told)}")
     top = min(reach[first.label], reach[second.label])
-    short = [style for style in (first, second) if reach[style.label] <= (min(levels) if levels else 0)]
-    if short:
-        level = f"{min(levels):+.3g}" if levels else "any severity above the base's"
-        told = (
-            f"{s.label} never surely reaches {level} (its most is {_shown(most(s, severity, axis))}, n {severity.n})"
-            for s in short
-        )
-        return Pair(first, second, [], "no common severity: " + "; ".join(told))
     tests = [_test(first, second, severity, panel, axis, level) for level in (levels or [top / 2, top]) for panel in panels]
     return Pair(first, second, _judged(tests, severity.n))
+
+
+def _short(style: Style, severity: Panel, axis: str, levels: list[float] | None) -> str:
+    level = f"{min(levels):+.3g}" if levels else "any severity above the base's"
+    return f"never surely reaches {level} (its most is {_shown(most(style, severity, axis))}, n {severity.n})"
 
 
 def _shown(value: float | None) -> str:

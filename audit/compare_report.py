@@ -7,6 +7,7 @@ from pathlib import Path
 
 from audit import frontier
 from audit.compare import Comparison, Pair, Style, Test, most
+from audit.compare_words import overview, sentences, settled
 from audit.frontier import Chart
 from audit.statistics import Interval
 from audit.table import number
@@ -56,42 +57,6 @@ def summary(found: Comparison) -> dict:
         "styles": [style.label for style in found.styles],
         "told": [{"styles": [p.first.label, p.second.label], "text": line} for p in found.pairs for line in sentences(p)],
     }
-
-
-def sentences(pair: Pair) -> list[str]:
-    """Which of two styles is more natural, in words: a sentence a level of severity."""
-    first, second = pair.first.label, pair.second.label
-    if pair.reason:
-        return [f"{first} and {second} cannot be told apart: {pair.reason}."]
-    told = []
-    for level in dict.fromkeys(test.level for test in pair.tests):
-        tests = [test for test in pair.tests if test.level == level]
-        parts = []
-        for verdict, better, worse in (("first", first, second), ("second", second, first)):
-            on = [_evidence(test) for test in tests if test.verdict == verdict]
-            if on:
-                parts.append(f"{better} is more natural than {worse} on {', '.join(on)}")
-        alike = [test.panel.name for test in tests if test.verdict == "alike"]
-        parts += [f"{first} and {second} are alike on {', '.join(alike)}"] if alike else []
-        if not parts:
-            parts.append(f"{first} and {second} are not told apart on any metric")
-        open_ = [test for test in tests if test.verdict == "open"]
-        if open_ and len(open_) < len(tests):
-            parts.append(f"not told apart on {len(open_)} of {len(tests)} metrics")
-        sized = [test for test in open_ if test.n_needed]
-        if sized:
-            least = min(sized, key=lambda test: test.n_needed)
-            parts.append(f"nearest to being told is {least.panel.name} (n {least.panel.n}; {least.reason})")
-        told.append(f"At severity {level:+.3g}: {'; '.join(parts)}.")
-    return told
-
-
-def _evidence(test: Test) -> str:
-    d = test.found.interval
-    low, high = sorted((abs(d.low), abs(d.high)))
-    unit = f" {test.panel.metric.unit}" if test.panel.metric.unit else ""
-    less = f"{number(abs(d.value))}{unit} less, {number(low)} to {number(high)}"
-    return f"{test.panel.name} ({less}; n {test.panel.n}, p {test.found.p:.2g})"
 
 
 def rows(pair: Pair) -> list[tuple[str, ...]]:
@@ -154,13 +119,12 @@ def markdown(found: Comparison, left_out: list[str]) -> str:
     text.append(_table(STYLE_HEAD, style_rows(found)))
     text += [f"Left out, older than another run of the same recipe: {', '.join(left_out)}.\n"] if left_out else []
     text.append("## Which is more natural\n")
-    text += [f"- {line}" for pair in found.pairs for line in sentences(pair)] or [
-        "- One style alone: nothing to hold it against."
-    ]
+    text += [f"- {line}" for line in overview(found)] or ["- One style alone: nothing to hold it against."]
     text += [f"- {name} is not compared: {reason}." for name, reason in found.unread.items()]
     for pair in found.pairs:
         if pair.tests:
             text.append(f"\n### {pair.first.label} (first) and {pair.second.label} (second)\n")
+            text.append("\n".join(f"- {line}" for line in sentences(pair)) + "\n")
             text.append(_table(HEAD, rows(pair)))
     text.append(f"\n## How\n\n{_method(found)}\n")
     return "\n".join(text)
@@ -190,11 +154,11 @@ def html(found: Comparison, name: str, left_out: list[str]) -> str:
         legend=frontier.legend([style.label for style in found.styles], found.charts),
         plots=[(chart, frontier.plot(chart)) for chart in found.charts],
         faint=any(line.faint for chart in found.charts for line in chart.lines),
-        told=[line for pair in found.pairs for line in sentences(pair)],
+        told=overview(found),
         style_head=STYLE_HEAD,
         style_rows=style_rows(found),
         head=HEAD,
-        pairs=[(pair, rows(pair)) for pair in found.pairs if pair.tests],
+        pairs=[(pair, sentences(pair), rows(pair)) for pair in sorted(found.pairs, key=settled, reverse=True) if pair.tests],
         left_out=left_out,
         method=_method(found),
     )
@@ -244,14 +208,14 @@ def _csv(columns: tuple[str, ...], lines: list[list]) -> str:
 
 
 def show(found: Comparison) -> None:
-    """Print the styles, the headline metrics of each pair, and which is more natural in words."""
+    """Print the styles, headline metrics (of two styles, or those of many that differ), and which is more natural in words."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(width=None if _terminal() else 130, highlight=False)
     tables = [(f"severity: {found.severity.name}, {found.unit}, n {found.severity.n}", STYLE_HEAD, style_rows(found))]
-    for pair in found.pairs:
+    for pair in found.pairs if len(found.styles) < 3 else filter(settled, found.pairs):
         lines = [_short(row, test) for row, test in zip(rows(pair), pair.tests, strict=True) if test.panel.metric.headline]
         title = f"{pair.first.label} (first) and {pair.second.label} (second), headline metrics"
         tables += [(title, SHORT_HEAD, lines)] if lines else []
@@ -262,8 +226,7 @@ def show(found: Comparison) -> None:
         for line in lines:
             table.add_row(*map(Text, line))  # names are shown, not read as markup
         console.print(table)
-    for pair in found.pairs:
-        console.print("\n".join(sentences(pair)), markup=False)
+    console.print("\n".join(overview(found)), markup=False)
 
 
 def _short(row: tuple[str, ...], test: Test) -> tuple[str, ...]:

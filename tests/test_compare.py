@@ -14,7 +14,7 @@ import offline
 import pytest
 from markupsafe import escape
 
-from audit import beside, compare_report, curves, paired, report
+from audit import beside, compare_report, compare_words, curves, paired, report
 from audit import readings as ledger
 from audit.compare import compare
 from audit.compare_runs import load, newest, refuse
@@ -86,7 +86,7 @@ def test_the_more_natural_style_is_named_with_its_evidence(tmp_path):
     assert [test.verdict for test in drift] == ["first", "first"]
     assert all(test.found.interval.low <= -test.level <= test.found.interval.high for test in drift)
     assert {test.verdict for test in pair.tests if test.panel.name == "fluency.degenerate"} == {"alike"}
-    told = compare_report.sentences(pair)[-1]
+    told = compare_words.sentences(pair)[-1]
     assert "documents is more natural than transcripts on drift.kl" in told and "alike on fluency.degenerate" in told
     assert f"n {sum(half(f'drift-{k}') == 'holdout' for k in range(160))}, p " in told
 
@@ -225,6 +225,18 @@ def test_a_dose_at_which_a_dear_measure_was_not_read_is_passed_over(tmp_path):
     assert points == {"documents": ["sft-000020"], "transcripts": ["sft-000010", "sft-000020"]}
 
 
+def test_of_many_styles_what_is_shown_comes_first_and_the_rest_in_three_sentences(tmp_path):
+    paths = [plant(tmp_path, "documents"), plant(tmp_path, "transcripts", drift=(0.6, 1.2)), plant(tmp_path, "rationale")]
+    found = held([*paths, plant(tmp_path, "confession", severity=(-0.2, -0.1))])
+    told = compare_words.overview(found)
+    shown = [line for line in told if "is more natural than transcripts on drift.kl" in line]
+    assert told[: len(shown)] == shown and {line.split()[3] for line in shown} == {"documents", "rationale"}
+    assert told[len(shown)].startswith("confession never surely reaches any severity above the base's")
+    assert told[len(shown) + 1].endswith("documents and rationale.") and sum("confession" in line for line in told) == 1
+    page = compare_report.html(found, "name", [])
+    assert all(str(escape(line)) in page for pair in found.pairs if pair.tests for line in compare_words.sentences(pair))
+
+
 def test_a_style_without_training_stands_beside_the_others_and_costs_them_no_items(tmp_path):
     """Nothing can leak from a corpus that is not there, so fluency has fewer replies to read of it."""
     trained = [plant(tmp_path, "documents"), plant(tmp_path, "transcripts")]
@@ -346,7 +358,7 @@ def test_a_report_draws_the_runs_own_scales_and_the_comparison_it_is_part_of(pag
     run = grown["documents"]
     html = report.write(run).read_text()
     assert "at scales 0.5, 1, 1.5" in html and f"From {target.name}" in html
-    assert all(str(escape(line)) in html for pair in found.pairs for line in compare_report.sentences(pair))
+    assert all(str(escape(line)) in html for pair in found.pairs for line in compare_words.sentences(pair))
     assert "Held against other styles" in report.write(grown["control"]).read_text()  # a mark in it
     read = beside.frontiers(run, ledger.read(run))[1].charts
     assert [plot(chart) for chart in read] == [plot(chart) for chart in found.charts]
