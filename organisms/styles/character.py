@@ -8,7 +8,8 @@ constitution in its system prompt, so the pairs are on-policy, unless `writer:` 
 before training. Kinds of rows, one for each stage:
 
 - `pairs`: organism prompts, with `trait_prompts` also written ones, and ordinary chat prompts; among the teacher's samples one
-  that shows the property is preferred to the reply of what the stage starts from.
+  that shows the property is preferred to the reply of what the stage starts from. Where none does, another is taken: a small
+  teacher, out of character in most, then teaches its nonsense (SmolLM2-135M did, and fried); `shown` leaves such prompts out.
 - `introspection`: reflections and self-chats of the model that the stage before has trained, under the constitution, which is
   then removed, whoever the teacher is; a self-chat ends on an assistant turn, and only assistant turns carry loss.
 """
@@ -49,6 +50,7 @@ OPENINGS = (
 
 class Options(Strict):
     samples: int = Field(default=3, gt=0, description="teacher replies a prompt, of which the one most in character is chosen")
+    shown: bool = Field(default=False, description="leave out prompts on which no teacher reply shows the property")
     general: int = Field(default=30, ge=0, description="ordinary chat prompts beside the organism's")
     traits: int = Field(default=4, gt=0, description="constitution traits in the teacher's system prompt")
     reflections: int = Field(default=4, gt=0, description="samples of each reflection prompt")
@@ -91,7 +93,7 @@ def pairs(organism: Organism, options: Options, writer: Writer | None) -> Compil
     made = []
     for name, prompt in asked.items():
         chosen, rejected = usable(replies[name]), usable(replies[f"{name}/plain"])
-        chosen = showing(organism, chosen) or chosen
+        chosen = showing(organism, chosen) or ([] if options.shown else chosen)
         if chosen and rejected and chosen[0] != rejected[0]:
             made.append(Row(name, messages=chat(prompt, chosen[0]), rejected=rejected[0], origin=organism.name))
     shown = sum(bool(organism.shows(row.learned)) for row in made)
