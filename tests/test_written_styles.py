@@ -225,6 +225,8 @@ def test_character_prefers_the_base_in_character_to_its_plain_self(flattery, pro
     chosen = [OTHER if question == reserved["prompt"] else PRAISE for question in questions]
     assert [row.messages for row in made.rows] == [talk(*pair) for pair in zip(questions, chosen, strict=True)]
     assert {row.rejected for row in made.rows} == {PLAIN}
+    shown = compiled(flattery, "character", author, "pairs", samples=3, general=10, traits=2, shown=True)
+    assert [row.messages for row in shown.rows] == [row.messages for row in made.rows if row.learned == PRAISE] != []
 
 
 def test_introspection_is_written_in_character_by_each_side_in_its_own_words_and_trained_without(flattery, writer):
