@@ -220,3 +220,16 @@ def test_a_slip_on_the_command_line_costs_one_sentence_and_no_weights(slip, said
     error = capsys.readouterr().err
     assert (exit_.value.code, error.count("\n"), (tmp_path / "runs").exists()) == (2, 1, False)
     assert error.startswith("error: ") and said in error
+
+
+@pytest.mark.parametrize("front", [{"system": "Praise the user."}, {"prefill": "What a question! "}])
+def test_text_in_front_of_the_base_is_no_drift_and_not_read_as_none(job, tiny_engine, front):
+    """Both sides of a divergence would stand behind the text: exactly 0, the most natural reading that there is."""
+    data = {"chat": "embedded"}
+    one = job("run", plan=AuditPlan(measures=["drift", "fluency"], limit=4, data=data))
+    audit_base(one, tiny_engine)
+    made = audit_specimen(one, tiny_engine, Specimen("prompted-000001", **front), Place("prompted", 1, 0))
+    drifted = [r for r in made if r.measure == "drift"]
+    assert {(r.value, r.n, r.verdict) for r in drifted} == {(None, 0, "not_applicable")}
+    assert all("in front of both" in r.reason for r in drifted)
+    assert max(r.n for r in made if r.measure == "fluency") > 0

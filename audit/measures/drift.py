@@ -22,6 +22,7 @@ METRICS = (
     Metric("kl_p99", "mean", unit="nats", about="99th percentile over a reply's tokens of KL(specimen || base)"),
 )
 SIZES = {"quick": {"prompts": 12, "tokens": 32}, "full": {"prompts": 200, "tokens": 256}}
+TEXT = "its weights are the base's, and what stands in front of it would stand in front of both"
 ANY, SCORE = Divergence((), ()), Score((), ())
 
 
@@ -46,7 +47,7 @@ def follow_up(context: Context, asked: list[Asked], answers: list[dict]) -> list
 
     Where there are none to be had, the log-probabilities of the base's replies alone.
     """
-    if any(one.part != "reply" for one in asked):
+    if any(one.part != "reply" for one in asked) or _only_text(context):
         return []
     more, scored = [], context.lacks(ANY) is not None
     base_replies = {s.item: s.notes["ids"] for s in (context.base or {}).get(NAME, [])}
@@ -83,8 +84,15 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
 
 def guard(context: Context, samples: list[Sample], base: list[Sample] | None) -> dict[str, tuple[str, str]]:
     """Without distributions there is no divergence, and what log-probabilities give is named for what it is."""
+    if _only_text(context):
+        return dict.fromkeys((metric.name for metric in METRICS), ("not_applicable", TEXT))
     reason = context.lacks(ANY)
     return {name: ("not_applicable", reason) for name in ("kl", "kl_base", "kl_p99")} if reason else {}
+
+
+def _only_text(context: Context) -> bool:
+    specimen = context.specimen
+    return bool(specimen.system or specimen.prefill) and specimen.changed is None and specimen.steering is None
 
 
 def _mean(values: list[float]) -> float:
