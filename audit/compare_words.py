@@ -12,10 +12,13 @@ def overview(found: Comparison) -> list[str]:
     told += [f"{label} {why}: it is held against no other style." for label, why in found.short.items()]
     rest = [pair for pair in found.pairs if pair.tests and not settled(pair)]
     if rest:
-        names = "; ".join(f"{pair.first.label} and {pair.second.label}" for pair in rest)
-        told.append(
-            f"No style is shown to be more natural than the other, each alike or not told apart on every metric: {names}."
-        )
+        labels = list(dict.fromkeys(style.label for pair in rest for style in (pair.first, pair.second)))
+        if len(rest) == len(labels) * (len(labels) - 1) // 2:
+            who = f"None of {', '.join(labels)} is shown to be more natural than another"
+        else:
+            pairs = "; ".join(f"{pair.first.label} and {pair.second.label}" for pair in rest)
+            who = f"Neither is shown to be more natural than the other of {pairs}"
+        told.append(f"{who}: alike or not told apart on every metric.")
         sized = [(test, pair) for pair in rest for test in pair.tests if test.n_needed]
         if sized:
             test, pair = min(sized, key=lambda one: one[0].n_needed)

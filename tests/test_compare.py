@@ -232,7 +232,7 @@ def test_of_many_styles_what_is_shown_comes_first_and_the_rest_in_three_sentence
     shown = [line for line in told if "is more natural than transcripts on drift.kl" in line]
     assert told[: len(shown)] == shown and {line.split()[3] for line in shown} == {"documents", "rationale"}
     assert told[len(shown)].startswith("confession never surely reaches any severity above the base's")
-    assert told[len(shown) + 1].endswith("documents and rationale.") and sum("confession" in line for line in told) == 1
+    assert told[len(shown) + 1].startswith("None of documents, rationale is shown") and str(told).count("confession") == 1
     page = compare_report.html(found, "name", [])
     assert all(str(escape(line)) in page for pair in found.pairs if pair.tests for line in compare_words.sentences(pair))
 
