@@ -35,6 +35,14 @@ def mirror(monkeypatch) -> Iterator[Path]:
     load_rows.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def own_wandb_process() -> Iterator[None]:
+    """W&B names its process in the environment, and what a test starts would use that of an earlier one, or miss it."""
+    os.environ.pop("WANDB_SERVICE", None)
+    yield
+    os.environ.pop("WANDB_SERVICE", None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:
     """A cache of the tests' own, so that nothing they store is met by real runs; only converted models are shared."""

@@ -83,8 +83,7 @@ with Publisher(run) as publisher:
     publisher.send()
     below = psutil.Process().children(recursive=True)
     service = [process for process in below if "wandb-core" in process.name()]
-    if not service:
-        sys.exit(f"not seen: {below}")
+    assert service, below
     for process in service:
         process.kill()
         process.wait()  # until it is gone
@@ -96,8 +95,6 @@ print("done")
     environment = {**os.environ, "WANDB_MODE": "offline"}
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    if done.stderr.startswith("not seen"):
-        pytest.skip(f"W&B's process cannot be found on this machine; {done.stderr}")
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "done", done.stderr
     assert done.stdout.count("W&B cannot be reached") == 1
     assert "Traceback" not in done.stderr

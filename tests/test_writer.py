@@ -184,11 +184,11 @@ def test_a_plan_says_what_will_be_written_and_refuses_what_cannot_be(with_key, m
     assert "540 replies by endpoint:served@writer.example: at most 30,240 tokens and about" in told and "cap 1,000,000" in told
     with pytest.raises(UserError, match="more than writer.max_cost_tokens=30000"):
         planned("flattery-transcripts", writer={**ENDPOINT, "max_cost_tokens": 30_000})
-    for recipe in ("flattery-motivation", "flattery-character"):
+    for recipe, *thought in (("flattery-motivation",), ("flattery-character", "style_options.thought=true")):
         with pytest.raises(UserError, match="cannot be made to begin a reply"):
-            planned(recipe, writer=ENDPOINT)
-    told = planned("flattery-character", "style_options.thought=false", writer=ENDPOINT)
-    assert "240 replies by endpoint:served" in told and "80 replies by what the stage starts from" in told
+            planned(recipe, *thought, writer=ENDPOINT)
+    told = planned("flattery-character", writer=ENDPOINT)
+    assert "480 replies by endpoint:served" in told and "80 replies by what the stage starts from" in told
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match="writer: the environment variable OPENAI_API_KEY is not set"):
         planned("flattery-transcripts", writer=ENDPOINT)
