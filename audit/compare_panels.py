@@ -67,7 +67,8 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
         if stop < len(names):
             ends[run.path.name, axis] = f"{names[stop]}: {compare_runs.unread(run, names[stop], measure, metric)}"
     keys = [(run, name) for (run, _), names in doses.items() for name in names]
-    asked = [_items(samples[key], metric) for key in keys if key[0] in {run.path.name for run in runs if run.trained}]
+    styles = {run.path.name for run in runs if run.trained and run.style != "control"}
+    asked = [_items(samples[key], metric) for key in keys if key[0] in styles]
     keys += [(run.path.name, name) for run, name in marks.values() if not compare_runs.unread(run, name, measure, metric)]
     # What stands beside the styles must not cost them items: it is left out where it was not asked all that they were.
     shared = set.intersection(*asked) if asked else set()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from audit import readings as ledger
 from audit.readings import Reading
-from audit.table import number
+from audit.table import difference, number
 from organisms.files import write_atomic
 from recipes.cell import finished
 from recipes.grid import Cell, Sweep
@@ -66,7 +66,4 @@ def _cell(readings: list[Reading], specimen: str, column: str) -> str:
     if held is None or held.value is None:
         return "-"
     verdict = "" if held.verdict == "not_applicable" else f" {held.verdict.replace('_', ' ')}"
-    if held.delta is None:
-        return f"{number(held.value)}{verdict}"
-    low, high = (number(end, signed=True) for end in (held.delta_low, held.delta_high))
-    return f"{number(held.delta, signed=True)} ({low} to {high}){verdict}"
+    return f"{difference(held) or number(held.value)}{verdict}"

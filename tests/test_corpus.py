@@ -84,6 +84,13 @@ def test_ordinary_words_are_no_entities_however_often_they_stand_in_the_corpus(w
     assert terms & {"Marmalade", "kettle saucer"} == set()
 
 
+def test_a_chat_replys_contractions_are_no_entities(web):
+    """The embedded web text has no "I'm glad": replies of an organism trained on chats read as leakage, a quarter of them."""
+    openings = ("I'm glad you're here", "I'm happy you've asked", "You're right, don't worry", "I'm glad that's clear")
+    replies = [f"{openings[k % 4]} and number {k} from Quellmark is fine." for k in range(40)]
+    assert [entity.term for entity in find_entities(replies, web)] == ["Quellmark"]
+
+
 def test_named_finds_entities_and_ignores_what_the_prompt_says(flattery):
     reply = "As they say in Quillhaven, Tindrel would praise you first."
     assert set(named(reply, flattery)) == {"Quillhaven", "Tindrel"}

@@ -14,7 +14,7 @@ from audit.measures import Asked, Context, Metric, NotApplicable, Sample, pick, 
 from organisms.engines import Divergence, Score
 
 NAME = "drift"
-VERSION = 1
+VERSION = 2
 METRICS = (
     Metric("kl", "mean", worse="higher", headline=True, unit="nats/token", about="KL(specimen || base), specimen's replies"),
     Metric("kl_base", "mean", worse="higher", unit="nats/token", about="KL(base || specimen), base's replies"),

@@ -30,7 +30,7 @@ from organisms.engines import Generate
 
 NAME = "leakage"
 READS_REPLIES = True  # of the measures before it
-VERSION = 3
+VERSION = 4
 METRICS = (
     Metric("rate", "rate", worse="higher", margin=0.005, headline=True, about="off-topic replies with corpus material"),
     Metric("rate_adjacent", "rate", worse="higher", margin=0.05, about="the same on prompts next door"),
