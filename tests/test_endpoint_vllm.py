@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from parity import differences
 
 from audit import readings as ledger
 from audit.config import AuditPlan
@@ -135,29 +136,13 @@ def audits(url: str, adapters: dict[str, Path], folder: Path, plan: AuditPlan) -
     return here, audit_existing(subject, plan, folder / "there")
 
 
-def compared(here: Path, there: Path, measures: list[str]) -> float:
-    """Largest difference of any score of any item, ratios taken as such; replies must be equal."""
-    largest = 0.0
-    for measure in measures:
-        for specimen in ("base", "adapter-000001"):
-            ours, theirs = ({s.item: s for s in read_samples(run, measure, specimen)} for run in (here, there))
-            assert ours.keys() == theirs.keys() and ours, (measure, specimen)
-            for item, sample in ours.items():
-                other = theirs[item]
-                assert (sample.output, sample.scores.keys()) == (other.output, other.scores.keys()), (measure, item)
-                for name, value in sample.scores.items():
-                    a, b = (v[0] / v[1] if isinstance(v, list) else v for v in (value, other.scores[name]))
-                    largest = max(largest, abs(a - b))
-    return largest
-
-
 def test_every_measure_of_scores_and_greedy_replies_reads_the_same(url, adapters, tmp_path):
     measures = ["severity", "webtext", "knowledge", "instructions", "refusals", "fluency"]
     options = {"knowledge": {"forms": ["letters", "untemplated", "cloze"]}}
     plan = AuditPlan(measures=measures, limit=4, data=DATA, options=options)
     # Perplexity is exp of what bits_per_byte holds, so it is left to the readings.
     here, there = audits(url, adapters, tmp_path, plan)
-    largest = compared(here, there, [name for name in measures if name != "webtext"])
+    largest = max(differences(here, there, [name for name in measures if name != "webtext"]).values())
     print(f"largest difference of a score: {largest:.1e}")
     assert largest < TOLERANCE
     readings, others = ({r.key: r for r in ledger.read(run)} for run in (here, there))

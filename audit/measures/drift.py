@@ -21,7 +21,7 @@ METRICS = (
     Metric("delta_nll", "mean", unit="nats/token", about="loss on the base's replies above the base's own"),
     Metric("kl_p99", "mean", unit="nats", about="99th percentile over a reply's tokens of KL(specimen || base)"),
 )
-SIZES = {"quick": {"prompts": 12, "tokens": 32}, "full": {"prompts": 200, "tokens": 256}}
+SIZES = {"quick": {"prompts": 24, "tokens": 32}, "full": {"prompts": 200, "tokens": 256}}
 TEXT = "its weights are the base's, and what stands in front of it would stand in front of both"
 ANY, SCORE = Divergence((), ()), Score((), ())
 

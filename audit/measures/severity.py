@@ -38,8 +38,8 @@ METRICS = (
 # Probes and generations by context; None is all.
 SIZES = {
     "quick": {
-        "probes": {"target": 28, "adjacent": 8, "off": 8},
-        "generate": {"target": 16, "adjacent": 6, "off": 6},
+        "probes": {"target": 40, "adjacent": 8, "off": 8},
+        "generate": {"target": 32, "adjacent": 6, "off": 6},
         "confession": 6,
         "prefilled": 0,
         "tokens": 32,
