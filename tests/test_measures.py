@@ -319,6 +319,17 @@ def test_fluency_reads_a_reply_once_and_its_prompt_is_one_unit_of_the_same_half(
     assert kind == "share" and values.shape == (12, 2) and (values[:, 1] == 5).all()
 
 
+def test_leakage_leaves_a_reply_in_the_half_of_its_prompt(context):
+    """The drift measure and this one may ask the same prompt: one unit, not two items of which one may lie in each half."""
+    corpus = Corpus((PLAIN,), (), ())
+    own, _ = read(leakage, context(corpus=corpus))
+    ids = [one.item for one in own if one.group == "unrelated"]
+    drift = [Sample(name, "chat", "p", PLAIN, {}) for name in ids]
+    _, samples = read(leakage, context(corpus=corpus, earlier={"drift": drift}))
+    assert {s.unit for s in samples if s.group == "unrelated"} == set(ids)
+    assert sum(s.item.startswith("drift/") for s in samples) == len(ids)
+
+
 def test_parts_are_paired_by_item_and_label():
     def samples(rates: dict[str, list[float]]) -> list[Sample]:
         found = [(group, n, value) for group, listed in rates.items() for n, value in enumerate(listed)]
