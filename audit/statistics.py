@@ -84,11 +84,22 @@ def minimum_detectable(kind: str, items: np.ndarray, base: np.ndarray) -> float:
     return min(smallest, 1.0) if kind == "rate" else smallest
 
 
-def needed(kind: str, items: np.ndarray, base: np.ndarray, distance: float) -> int:
-    """Items at which an interval as noisy as this one would be no wider than `distance` to each side (at 80% power)."""
-    if distance <= 0:
-        distance = 1e-6
-    return int(np.ceil(POWER_Z**2 * _discordance(kind, items, base) / distance**2))
+def needed(kind: str, items: np.ndarray, base: np.ndarray, distance: float, sides: int = 1) -> int:
+    """Items at which 80% of audits as noisy as this one have an interval that ends within `distance`, on one side or on both.
+
+    A mean's interval reaches z sd / sqrt(n). Those of rates and shares reach further where few pairs are discordant (Wilson's
+    approximation to the score interval): z^2 / 2n + z sqrt(d / n + z^2 / 4n^2), which without any is Tango's z^2 / n.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    spread, power = _discordance(kind, items, base), norm.isf(0.2 / sides)
+
+    def short(root: float) -> float:  # root: 1 / sqrt(n)
+        least = Z * root / 2 if kind in ("rate", "share") else 0.0
+        return root * (Z * (least + (spread + least**2) ** 0.5) + power * spread**0.5) - max(distance, 1e-6)
+
+    return 1 if short(1.0) <= 0 else int(np.ceil(brentq(short, 0.0, 1.0, xtol=1e-15) ** -2))
 
 
 def _discordance(kind: str, items: np.ndarray, base: np.ndarray) -> float:
