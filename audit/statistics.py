@@ -2,9 +2,10 @@
 
 Rates (0/1 an item): Wilson for one rate; for a paired difference Tango's score interval (Tango 1998, Statistics in Medicine
 17:891-908, the method with near-nominal coverage at small n and no discordant pairs) and McNemar's exact test.
-Means and ratios: BCa bootstrap over items (Efron 1987) from scipy, paired by resampling items. A bootstrap cannot see what a
-small sample has not shown; so a share of counts is never narrower than Tango's interval without discordance, and reads like
-the rate beside it.
+Means and ratios: BCa bootstrap over items (Efron 1987) from scipy, paired by resampling items; too narrow for few items, so its
+ends are taken further out (Hesterberg 2015, as in audit/compare_matched.py): of 6 items of a normal mean it covers 93% where
+95% BCa covers 87%, of a skewed one less (lognormal: 84%, was 76%). A bootstrap cannot see what a small sample has not shown;
+so a share of counts is never narrower than Tango's interval without discordance, and reads like the rate beside it.
 Means over pairs of items (decisiveness): the item jackknife of audit/utilities.py; edges are never resampled.
 All intervals are two-sided at 95%.
 """
@@ -18,6 +19,7 @@ from audit.utilities import jackknife
 Z = 1.959963984540054
 POWER_Z = 2.8  # 1.96 + 0.84: two-sided 5% level and 80% power
 RESAMPLES = 2000
+FEW = 6  # rows
 
 
 @dataclass(frozen=True)
@@ -196,23 +198,31 @@ def holm(p_values: dict[str, float], level: float = 0.05) -> set[str]:
 
 
 def _bootstrap(statistic, rows: np.ndarray) -> Interval:
-    """BCa interval over rows; a sample without spread has an interval of no width, one row has an unbounded one."""
-    from scipy.stats import bootstrap
+    """BCa interval over rows, widened for few; a sample without spread has an interval of no width, one row an unbounded one.
 
-    value = statistic(rows)
-    if len(rows) < 2:
+    Of fewer than FEW rows the resamples hold hardly more than the rows, and Student's interval (jackknife) is the least.
+    """
+    from scipy.stats import bootstrap, norm, t
+
+    value, n = statistic(rows), len(rows)
+    if n < 2:
         return Interval(value, -np.inf, np.inf)
-    jackknife = np.array([statistic(np.delete(rows, i, axis=0)) for i in range(len(rows))])
+    jackknife = np.array([statistic(np.delete(rows, i, axis=0)) for i in range(n)])
     if np.ptp(jackknife) < 1e-12 * max(1.0, abs(value)):
         return Interval(value, value, value)
-    indices = np.arange(len(rows))
-    result = bootstrap(
+    edge = max(norm.cdf((n / (n - 1)) ** 0.5 * t.ppf(0.025, n - 1)), 1 / RESAMPLES)
+    indices = np.arange(n)
+    found = bootstrap(
         (indices,),
         lambda chosen: statistic(rows[chosen]),
         n_resamples=RESAMPLES,
-        confidence_level=0.95,
+        confidence_level=1 - 2 * edge,
         method="BCa",
         vectorized=False,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(value, float(result.low), float(result.high))
+    low, high = float(found.low), float(found.high)
+    if n < FEW:
+        reach = t.ppf(0.975, n - 1) * ((n - 1) * float(np.var(jackknife))) ** 0.5
+        low, high = min(low, value - reach), max(high, value + reach)
+    return Interval(value, low, high)
