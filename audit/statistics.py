@@ -37,7 +37,11 @@ def single(kind: str, items: np.ndarray) -> Interval:
         return Interval(float(items[0]), float(items[0]), float(items[0]))
     if kind == "pairs":
         return Interval(*jackknife(items))
-    return _bootstrap(lambda rows: estimate(kind, rows), items)
+    found = _bootstrap(lambda rows: estimate(kind, rows), items)
+    if kind != "share":
+        return found
+    least = tango(0, 0, len(items)).high  # as far as Wilson's goes from 0 and 1
+    return Interval(found.value, max(min(found.low, found.value - least), 0.0), min(max(found.high, found.value + least), 1.0))
 
 
 def paired(kind: str, items: np.ndarray, base: np.ndarray) -> Interval:

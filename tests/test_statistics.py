@@ -180,6 +180,13 @@ def test_ratio_interval_covers_the_truth():
     assert 0.86 <= np.mean(covered) <= 1.0
 
 
+@pytest.mark.parametrize("right", [0.0, 3.0])
+def test_a_share_of_all_or_none_is_no_surer_than_the_rate_of_as_many_items(right):
+    items = np.tile([right, 3.0], (12, 1))
+    interval, rate = statistics.single("share", items), statistics.wilson(12 if right else 0, 12)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((rate.value, rate.low, rate.high), abs=1e-9)
+
+
 # What would have been found
 
 
