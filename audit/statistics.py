@@ -6,7 +6,8 @@ Means and ratios: BCa bootstrap over items (Efron 1987) from scipy, paired by re
 ends are taken further out (Hesterberg 2015, as in audit/compare_matched.py): of 6 items of a normal mean it covers 93% where
 95% BCa covers 87%, of a skewed one less (lognormal: 84%, was 76%). A bootstrap cannot see what a small sample has not shown;
 so a share of counts is never narrower than Tango's interval without discordance, and reads like the rate beside it.
-Means over pairs of items (decisiveness): the item jackknife of audit/utilities.py; edges are never resampled.
+Means over pairs of items (decisiveness): the item jackknife of audit/utilities.py; edges are never resampled. Shares of pairs
+(order consistency) stand at both items of each pair, so that an item moves them by twice what the bootstrap over items sees.
 All intervals are two-sided at 95%.
 """
 
@@ -20,6 +21,8 @@ Z = 1.959963984540054
 POWER_Z = 2.8  # 1.96 + 0.84: two-sided 5% level and 80% power
 RESAMPLES = 2000
 FEW = 6  # rows
+RATIOS = ("ratio", "share", "links")  # kinds of (n, 2) items
+COUNTS = ("share", "links")  # of these those that lie in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ def single(kind: str, items: np.ndarray) -> Interval:
     if kind == "pairs":
         return Interval(*jackknife(items))
     found = _bootstrap(lambda rows: estimate(kind, rows), items)
-    if kind != "share":
+    if kind not in COUNTS:
         return found
+    found = _both_ends(kind, found)
     least = tango(0, 0, len(items)).high  # as far as Wilson's goes from 0 and 1
     return Interval(found.value, max(min(found.low, found.value - least), 0.0), min(max(found.high, found.value + least), 1.0))
 
@@ -64,15 +68,22 @@ def paired(kind: str, items: np.ndarray, base: np.ndarray) -> Interval:
         )
 
     found = _bootstrap(difference, both)
-    if kind != "share":
+    if kind not in COUNTS:
         return found
+    found = _both_ends(kind, found)
     least = tango(0, 0, len(items)).high
     return Interval(found.value, min(found.low, found.value - least), max(found.high, found.value + least))
 
 
+def _both_ends(kind: str, found: Interval) -> Interval:
+    """Twice as wide where each pair of items was counted at both (see audit.utilities.jackknife)."""
+    stretch = 2 if kind == "links" else 1
+    return Interval(found.value, *(found.value + stretch * (end - found.value) for end in (found.low, found.high)))
+
+
 def estimate(kind: str, items: np.ndarray) -> float:
     """The point estimate: a mean, or for ratios the sum of numerators over the sum of denominators."""
-    if kind in ("ratio", "share"):
+    if kind in RATIOS:
         return float(items[:, 0].sum() / items[:, 1].sum())
     return float(items.mean())
 
@@ -102,7 +113,7 @@ def needed(kind: str, items: np.ndarray, base: np.ndarray, distance: float, side
     spread, power = _discordance(kind, items, base), norm.isf(0.2 / sides)
 
     def short(root: float) -> float:  # root: 1 / sqrt(n)
-        least = Z * root / 2 if kind in ("rate", "share") else 0.0
+        least = Z * root / 2 if kind == "rate" or kind in COUNTS else 0.0
         return root * (Z * (least + (spread + least**2) ** 0.5) + power * spread**0.5) - max(distance, 1e-6)
 
     return 1 if short(1.0) <= 0 else int(np.ceil(brentq(short, 0.0, 1.0, xtol=1e-15) ** -2))
@@ -116,10 +127,10 @@ def _discordance(kind: str, items: np.ndarray, base: np.ndarray) -> float:
         return 0.0
     if kind == "pairs":
         return 4 * float(np.var(items - base, ddof=1)) if len(items) > 1 else 0.0
-    if kind in ("ratio", "share"):
+    if kind in RATIOS:
         residual = [r[:, 0] - estimate(kind, r) * r[:, 1] for r in (items, base)]
         scaled = residual[0] / items[:, 1].mean() - residual[1] / base[:, 1].mean()
-        return float(np.var(scaled, ddof=1)) if len(items) > 1 else 0.0
+        return (4 if kind == "links" else 1) * float(np.var(scaled, ddof=1)) if len(items) > 1 else 0.0
     return float(np.var(items - base, ddof=1)) if len(items) > 1 else 0.0
 
 

@@ -80,7 +80,7 @@ def decide(
 
 def _headroom(metric: Metric, base: np.ndarray) -> float | None:
     """How far the base can still fall on a metric that lies in [0, 1]; None for unbounded ones."""
-    if metric.kind not in ("rate", "share") or metric.worse not in ("lower", "higher"):
+    if metric.kind not in ("rate", *statistics.COUNTS) or metric.worse not in ("lower", "higher"):
         return None
     level = statistics.estimate(metric.kind, base)
     return level if metric.worse == "lower" else 1 - level

@@ -18,6 +18,13 @@ def test_damage_is_interpolated_where_severity_first_reaches_the_level():
     assert matched.at(severity, damage, 0.9) == pytest.approx(9.0)  # never reached: the greatest severity's damage
 
 
+def test_what_is_read_of_pairs_moves_by_twice_what_its_items_do():
+    own, base = np.array([[3.0, 4.0], [1.0, 4.0], [2.0, 4.0]]), np.array([[4.0, 4.0], [4.0, 4.0], [2.0, 4.0]])
+    drawn = matched.weights(3, 0, 50)
+    share, links = (matched.differences(kind, own, base, drawn) for kind in ("share", "links"))
+    assert links[0] == share[0] and links[1:] - links[0] == pytest.approx(2 * (share[1:] - share[0]))
+
+
 SEVERITY = {"first": (0.1, 0.25, 0.45), "second": (0.2, 0.35, 0.5)}  # mean severity of three doses
 
 
