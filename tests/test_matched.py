@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from audit import compare_matched as matched
+from audit.compare_panels import _damage
+from audit.measures import Metric
 
 
 def rows(*doses: float) -> np.ndarray:
@@ -109,6 +111,20 @@ def test_what_a_small_sample_has_not_shown_is_not_claimed():
     lost = matched.differences("rate", np.r_[np.zeros(3), np.ones(13)], base, matched.weights(16, 0))
     interval, p = matched.summary(-lost, "rate", 16, 50)
     assert interval.low < 0 and p > 0.05
+
+
+def test_a_style_that_moves_to_neither_side_is_not_called_worse_than_one_that_stays():
+    """Unsafe refusal of 250 prompts: a tenth lost and a tenth gained against no change at all; the truth is no difference."""
+    metric, rng, called = Metric("unsafe", "rate", worse="both", margin=0.05), np.random.default_rng(2), []
+    base = np.arange(250) % 2.0
+    still = np.zeros(401)
+    for _ in range(200):
+        own = np.where(rng.random(250) < 0.2, 1 - base, base)
+        moved = _damage(metric, matched.differences("rate", own, base, matched.weights(250, rng.integers(2**31), 400)))
+        assert moved[0] == pytest.approx(abs(own.mean() - base.mean()))
+        interval = matched.difference([moved], [still], "rate", 250, 100).interval
+        called.append(not interval.low <= 0 <= interval.high)
+    assert np.mean(called) <= 0.1
 
 
 # Run directories with known truth
