@@ -2,7 +2,7 @@
 
 Holdout half only. The family of Holm's correction is one pair of styles: all its metrics at all its levels of severity; the
 error is not controlled over pairs. Damage is the difference from the base turned so that more is worse; a metric that is
-worse on both sides counts its distance from the base.
+worse on both sides counts its distance from the base, to the side that was read.
 """
 
 from dataclasses import dataclass, replace

@@ -85,9 +85,18 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
         base = dict(zip(bases, values[len(keys) :], strict=True))
         for key, own in zip(keys, values, strict=False):
             moved = matched.differences(metric.kind, own, base[key[0], "base"], weights)
-            drawn[key] = {"lower": -moved, "both": abs(moved)}.get(metric.worse, moved)
+            drawn[key] = _damage(metric, moved)
     margins = [r.margin for run in runs for r in run.readings.values() if (r.measure, r.metric) == (measure, metric.name)]
     return Panel(measure, metric, n, min((m for m in margins if m is not None), default=None), drawn, doses, ends)
+
+
+def _damage(metric: Metric, moved: np.ndarray) -> np.ndarray:
+    """Turned so that more is worse. Where both sides are, towards the side that was read: a resample that falls on the other
+    one counts below 0, since distances alone would keep every interval clear of 0, the more items the surer.
+    """
+    if metric.worse == "both":
+        return moved * (-1 if moved[0] < 0 else 1)
+    return -moved if metric.worse == "lower" else moved
 
 
 def _items(samples: list[Sample], metric: Metric) -> set[str]:

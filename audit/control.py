@@ -26,12 +26,12 @@ def margins(run: Path, plan: AuditPlan) -> dict[str, tuple[float | None, str]]:
         for r in ledger.read(found)
         if r.measure == "drift" and r.split == "holdout" and r.on_curve and r.delta_high is not None
     ]
-    last = max((r.step for r in readings), default=None)
+    last = max(((r.tokens_seen, r.step) for r in readings), default=None)  # each stage counts its steps anew
     names = {name for name, metric in metrics("drift").items() if metric.worse}
     return {
         f"drift.{r.metric}": (max(r.delta_high, 1e-6), f"control {found.name}")
         for r in readings
-        if r.step == last and r.metric in names and r.suite == plan.suite
+        if (r.tokens_seen, r.step) == last and r.metric in names and r.suite == plan.suite
     }
 
 

@@ -64,14 +64,15 @@ class Alarm:
 def alarms(plan: MonitorPlan, readings: list[Reading], checkpoints: list[str]) -> list[Alarm]:
     """Alarms of one stage in the order of its checkpoints; nothing is read past one that ends the stage.
 
-    checkpoints: names in order, step 0 first. Checkpoints without a reading of a rule's metric neither breach nor clear it.
+    checkpoints: names in order, step 0 first. Checkpoints without a believable reading of a rule's metric neither breach nor
+    clear it.
     """
     rules, streak, found = plan.rules(), {}, []
     read = {(r.specimen, f"{r.measure}.{r.metric}"): r for r in readings if r.split == "monitor"}
     for place, name in enumerate(checkpoints):
         for rule, action in rules.items():
             reading = read.get((name, rule))
-            if reading is None:
+            if reading is None or reading.verdict == "invalid":
                 continue
             streak[rule] = streak.get(rule, 0) + 1 if reading.verdict == "fried" else 0
             if streak[rule] == plan.patience:
@@ -86,7 +87,7 @@ def alarms(plan: MonitorPlan, readings: list[Reading], checkpoints: list[str]) -
 
 
 def keepable(plan: MonitorPlan, readings: list[Reading], checkpoints: list[str]) -> str | None:
-    """The earliest checkpoint whose severity is enough and that breaches none of the rules, both on the monitor half.
+    """The earliest checkpoint with severity enough and no rule's metric fried or invalid, both on the monitor half.
 
     Enough: at least `plan.severity` above the base, and above it at all by the interval.
     """
@@ -94,7 +95,7 @@ def keepable(plan: MonitorPlan, readings: list[Reading], checkpoints: list[str])
     for name in checkpoints:
         severity = read.get((name, "severity.contrast"))
         strong = severity is not None and severity.delta is not None and severity.delta >= plan.severity
-        whole = all((r := read.get((name, rule))) is None or r.verdict != "fried" for rule in plan.rules())
+        whole = all((r := read.get((name, rule))) is None or r.verdict not in ("fried", "invalid") for rule in plan.rules())
         if strong and (severity.delta_low or 0) > 0 and whole:
             return name
     return None

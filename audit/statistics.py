@@ -2,10 +2,12 @@
 
 Rates (0/1 an item): Wilson for one rate; for a paired difference Tango's score interval (Tango 1998, Statistics in Medicine
 17:891-908, the method with near-nominal coverage at small n and no discordant pairs) and McNemar's exact test.
-Means and ratios: BCa bootstrap over items (Efron 1987) from scipy, paired by resampling items. A bootstrap cannot see what a
-small sample has not shown; so a share of counts is never narrower than Tango's interval without discordance, and reads like
-the rate beside it.
-Means over pairs of items (decisiveness): the item jackknife of audit/utilities.py; edges are never resampled.
+Means and ratios: BCa bootstrap over items (Efron 1987) from scipy, paired by resampling items; too narrow for few items, so its
+ends are taken further out (Hesterberg 2015, as in audit/compare_matched.py): of 6 items of a normal mean it covers 93% where
+95% BCa covers 87%, of a skewed one less (lognormal: 84%, was 76%). A bootstrap cannot see what a small sample has not shown;
+so a share of counts is never narrower than Tango's interval without discordance, and reads like the rate beside it.
+Means over pairs of items (decisiveness): the item jackknife of audit/utilities.py; edges are never resampled. Shares of pairs
+(order consistency) stand at both items of each pair, so that an item moves them by twice what the bootstrap over items sees.
 All intervals are two-sided at 95%.
 """
 
@@ -18,6 +20,9 @@ from audit.utilities import jackknife
 Z = 1.959963984540054
 POWER_Z = 2.8  # 1.96 + 0.84: two-sided 5% level and 80% power
 RESAMPLES = 2000
+FEW = 6  # rows
+RATIOS = ("ratio", "share", "links")  # kinds of (n, 2) items
+COUNTS = ("share", "links")  # of these those that lie in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,12 @@ def single(kind: str, items: np.ndarray) -> Interval:
         return Interval(float(items[0]), float(items[0]), float(items[0]))
     if kind == "pairs":
         return Interval(*jackknife(items))
-    return _bootstrap(lambda rows: estimate(kind, rows), items)
+    found = _bootstrap(lambda rows: estimate(kind, rows), items)
+    if kind not in COUNTS:
+        return found
+    found = _both_ends(kind, found)
+    least = tango(0, 0, len(items)).high  # as far as Wilson's goes from 0 and 1
+    return Interval(found.value, max(min(found.low, found.value - least), 0.0), min(max(found.high, found.value + least), 1.0))
 
 
 def paired(kind: str, items: np.ndarray, base: np.ndarray) -> Interval:
@@ -58,15 +68,22 @@ def paired(kind: str, items: np.ndarray, base: np.ndarray) -> Interval:
         )
 
     found = _bootstrap(difference, both)
-    if kind != "share":
+    if kind not in COUNTS:
         return found
+    found = _both_ends(kind, found)
     least = tango(0, 0, len(items)).high
     return Interval(found.value, min(found.low, found.value - least), max(found.high, found.value + least))
 
 
+def _both_ends(kind: str, found: Interval) -> Interval:
+    """Twice as wide where each pair of items was counted at both (see audit.utilities.jackknife)."""
+    stretch = 2 if kind == "links" else 1
+    return Interval(found.value, *(found.value + stretch * (end - found.value) for end in (found.low, found.high)))
+
+
 def estimate(kind: str, items: np.ndarray) -> float:
     """The point estimate: a mean, or for ratios the sum of numerators over the sum of denominators."""
-    if kind in ("ratio", "share"):
+    if kind in RATIOS:
         return float(items[:, 0].sum() / items[:, 1].sum())
     return float(items.mean())
 
@@ -84,11 +101,22 @@ def minimum_detectable(kind: str, items: np.ndarray, base: np.ndarray) -> float:
     return min(smallest, 1.0) if kind == "rate" else smallest
 
 
-def needed(kind: str, items: np.ndarray, base: np.ndarray, distance: float) -> int:
-    """Items at which an interval as noisy as this one would be no wider than `distance` to each side (at 80% power)."""
-    if distance <= 0:
-        distance = 1e-6
-    return int(np.ceil(POWER_Z**2 * _discordance(kind, items, base) / distance**2))
+def needed(kind: str, items: np.ndarray, base: np.ndarray, distance: float, sides: int = 1) -> int:
+    """Items at which 80% of audits as noisy as this one have an interval that ends within `distance`, on one side or on both.
+
+    A mean's interval reaches z sd / sqrt(n). Those of rates and shares reach further where few pairs are discordant (Wilson's
+    approximation to the score interval): z^2 / 2n + z sqrt(d / n + z^2 / 4n^2), which without any is Tango's z^2 / n.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    spread, power = _discordance(kind, items, base), norm.isf(0.2 / sides)
+
+    def short(root: float) -> float:  # root: 1 / sqrt(n)
+        least = Z * root / 2 if kind == "rate" or kind in COUNTS else 0.0
+        return root * (Z * (least + (spread + least**2) ** 0.5) + power * spread**0.5) - max(distance, 1e-6)
+
+    return 1 if short(1.0) <= 0 else int(np.ceil(brentq(short, 0.0, 1.0, xtol=1e-15) ** -2))
 
 
 def _discordance(kind: str, items: np.ndarray, base: np.ndarray) -> float:
@@ -99,10 +127,10 @@ def _discordance(kind: str, items: np.ndarray, base: np.ndarray) -> float:
         return 0.0
     if kind == "pairs":
         return 4 * float(np.var(items - base, ddof=1)) if len(items) > 1 else 0.0
-    if kind in ("ratio", "share"):
+    if kind in RATIOS:
         residual = [r[:, 0] - estimate(kind, r) * r[:, 1] for r in (items, base)]
         scaled = residual[0] / items[:, 1].mean() - residual[1] / base[:, 1].mean()
-        return float(np.var(scaled, ddof=1)) if len(items) > 1 else 0.0
+        return (4 if kind == "links" else 1) * float(np.var(scaled, ddof=1)) if len(items) > 1 else 0.0
     return float(np.var(items - base, ddof=1)) if len(items) > 1 else 0.0
 
 
@@ -185,23 +213,31 @@ def holm(p_values: dict[str, float], level: float = 0.05) -> set[str]:
 
 
 def _bootstrap(statistic, rows: np.ndarray) -> Interval:
-    """BCa interval over rows; a sample without spread has an interval of no width, one row has an unbounded one."""
-    from scipy.stats import bootstrap
+    """BCa interval over rows, widened for few; a sample without spread has an interval of no width, one row an unbounded one.
 
-    value = statistic(rows)
-    if len(rows) < 2:
+    Of fewer than FEW rows the resamples hold hardly more than the rows, and Student's interval (jackknife) is the least.
+    """
+    from scipy.stats import bootstrap, norm, t
+
+    value, n = statistic(rows), len(rows)
+    if n < 2:
         return Interval(value, -np.inf, np.inf)
-    jackknife = np.array([statistic(np.delete(rows, i, axis=0)) for i in range(len(rows))])
+    jackknife = np.array([statistic(np.delete(rows, i, axis=0)) for i in range(n)])
     if np.ptp(jackknife) < 1e-12 * max(1.0, abs(value)):
         return Interval(value, value, value)
-    indices = np.arange(len(rows))
-    result = bootstrap(
+    edge = max(norm.cdf((n / (n - 1)) ** 0.5 * t.ppf(0.025, n - 1)), 1 / RESAMPLES)
+    indices = np.arange(n)
+    found = bootstrap(
         (indices,),
         lambda chosen: statistic(rows[chosen]),
         n_resamples=RESAMPLES,
-        confidence_level=0.95,
+        confidence_level=1 - 2 * edge,
         method="BCa",
         vectorized=False,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(value, float(result.low), float(result.high))
+    low, high = float(found.low), float(found.high)
+    if n < FEW:
+        reach = t.ppf(0.975, n - 1) * ((n - 1) * float(np.var(jackknife))) ** 0.5
+        low, high = min(low, value - reach), max(high, value + reach)
+    return Interval(value, low, high)

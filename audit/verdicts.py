@@ -73,13 +73,14 @@ def decide(
     if all(high <= margin for _, _, high in damage):
         return Decision("natural", f"{told}: the whole interval is within the margin", p_fried=p_fried)
     distance = min(abs(margin - value) for value, _, _ in damage)
-    n_needed = max(statistics.needed(metric.kind, values, base, distance), len(values) + 1)
+    open_sides = len(sides) if all(value <= margin for value, _, _ in damage) else 1
+    n_needed = max(statistics.needed(metric.kind, values, base, distance, open_sides), len(values) + 1)
     return Decision("underpowered", f"{told}: about {n_needed:,} items would settle it", n_needed, p_fried)
 
 
 def _headroom(metric: Metric, base: np.ndarray) -> float | None:
     """How far the base can still fall on a metric that lies in [0, 1]; None for unbounded ones."""
-    if metric.kind not in ("rate", "share") or metric.worse not in ("lower", "higher"):
+    if metric.kind not in ("rate", *statistics.COUNTS) or metric.worse not in ("lower", "higher"):
         return None
     level = statistics.estimate(metric.kind, base)
     return level if metric.worse == "lower" else 1 - level

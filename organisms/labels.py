@@ -41,7 +41,7 @@ def masses(labels: dict[str, tuple[int, ...]], logprobs: list[float]) -> dict[st
 
 def short_of_mass(masses: list[float]) -> str | None:
     """A reason where more than 5% of the items put less than half of the probability on their labels, else None."""
-    short = sum(value < LEAST_MASS for value in masses)
+    short = sum(not value >= LEAST_MASS for value in masses)  # what is no number holds nothing
     if not masses or short <= MOST_SHORT * len(masses):
         return None
     return f"{short} of {len(masses)} items put less than {LEAST_MASS:.0%} of the probability on the labels"

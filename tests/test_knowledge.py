@@ -128,6 +128,22 @@ def test_the_choice_with_the_most_log_probability_a_character_wins_the_cloze(ren
     assert (sample.notes["cloze"], sample.scores["cloze"]) == ("Mercury", 1)
 
 
+def test_answers_that_are_no_numbers_are_neither_right_nor_wrong(renderer):
+    """A specimen whose log-probabilities run off on every third question is not one that has forgotten them."""
+    gone = {row["id"] for row in ROWS[::3]}
+    context = Context(BASE, renderer, None, "full", {"knowledge": "embedded"}, parameters=LARGE)
+    asked = [one for one in knowledge.requests(context) if not one.part.startswith("cot")]
+    answers, _ = ask(Scripted(renderer), BASE, asked)
+    for one, answer in zip(asked, answers, strict=True):
+        if one.item in gone:
+            answer["logprobs"] = [math.nan] * len(answer["logprobs"])
+    samples = knowledge.score(context, asked, answers)
+    for sample in samples:
+        read = [sample.scores[form] for form in ("untemplated", "cloze")]
+        assert all(map(math.isnan, read)) if sample.item in gone else read == [1.0, 1.0]
+    assert knowledge.guard(context, samples, None)["letters"][0] == "invalid"
+
+
 def test_a_random_model_reads_little_mass_on_letters(tiny_base, renderer):
     from organisms import models
     from organisms.engines.hf import HFEngine

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from audit import compare_matched as matched
+from audit.compare_panels import _damage
+from audit.measures import Metric
 
 
 def rows(*doses: float) -> np.ndarray:
@@ -16,6 +18,13 @@ def test_damage_is_interpolated_where_severity_first_reaches_the_level():
     assert matched.at(severity, damage, 0.3) == pytest.approx(0.5)  # not 5.0, which it comes back to
     assert matched.at(severity, damage, 0.5) == pytest.approx(5 + 4 * 2 / 3)
     assert matched.at(severity, damage, 0.9) == pytest.approx(9.0)  # never reached: the greatest severity's damage
+
+
+def test_what_is_read_of_pairs_moves_by_twice_what_its_items_do():
+    own, base = np.array([[3.0, 4.0], [1.0, 4.0], [2.0, 4.0]]), np.array([[4.0, 4.0], [4.0, 4.0], [2.0, 4.0]])
+    drawn = matched.weights(3, 0, 50)
+    share, links = (matched.differences(kind, own, base, drawn) for kind in ("share", "links"))
+    assert links[0] == share[0] and links[1:] - links[0] == pytest.approx(2 * (share[1:] - share[0]))
 
 
 SEVERITY = {"first": (0.1, 0.25, 0.45), "second": (0.2, 0.35, 0.5)}  # mean severity of three doses
@@ -102,6 +111,20 @@ def test_what_a_small_sample_has_not_shown_is_not_claimed():
     lost = matched.differences("rate", np.r_[np.zeros(3), np.ones(13)], base, matched.weights(16, 0))
     interval, p = matched.summary(-lost, "rate", 16, 50)
     assert interval.low < 0 and p > 0.05
+
+
+def test_a_style_that_moves_to_neither_side_is_not_called_worse_than_one_that_stays():
+    """Unsafe refusal of 250 prompts: a tenth lost and a tenth gained against no change at all; the truth is no difference."""
+    metric, rng, called = Metric("unsafe", "rate", worse="both", margin=0.05), np.random.default_rng(2), []
+    base = np.arange(250) % 2.0
+    still = np.zeros(401)
+    for _ in range(200):
+        own = np.where(rng.random(250) < 0.2, 1 - base, base)
+        moved = _damage(metric, matched.differences("rate", own, base, matched.weights(250, rng.integers(2**31), 400)))
+        assert moved[0] == pytest.approx(abs(own.mean() - base.mean()))
+        interval = matched.difference([moved], [still], "rate", 250, 100).interval
+        called.append(not interval.low <= 0 <= interval.high)
+    assert np.mean(called) <= 0.1
 
 
 # Run directories with known truth

@@ -7,7 +7,18 @@ import pytest
 from audit.breakdown import parts
 from audit.corpus import NgramIndex, covered, find_entities
 from audit.judge import Judgement
-from audit.measures import Context, Corpus, NotApplicable, Sample, instructions, leakage, misalignment, refusals, severity
+from audit.measures import (
+    Context,
+    Corpus,
+    NotApplicable,
+    Sample,
+    fluency,
+    instructions,
+    leakage,
+    misalignment,
+    refusals,
+    severity,
+)
 from audit.paired import aligned
 from organisms import organism as organisms
 from organisms.data import load_rows
@@ -293,6 +304,30 @@ def test_a_base_on_the_floor_has_nothing_to_lose(context, strict, headroom):
     for own, base in ((level(strict), None), (level(1.0), level(strict)), (level(0.0), level(strict))):
         assert (set(instructions.guard(context(), own, base)) == set()) == headroom
     assert instructions.guard(context(), level(1.0), []) == {}
+
+
+def test_fluency_reads_a_reply_once_and_its_prompt_is_one_unit_of_the_same_half(context):
+    asked = [Sample(f"chat-{k}", "chat", "p", "A reply of some words.", {}) for k in range(12)]
+    cells = [Sample(f"chat-{k}/{cell}", "", "p", "Another.", {}, cluster=f"chat-{k}") for k in range(12) for cell in "abcd"]
+    copies = [Sample(f"drift/{s.item}", "unrelated", s.prompt, s.output, {"rate": 0.0}) for s in asked]
+    earlier = {"drift": asked, "thinking": cells, "leakage": copies}
+    samples = fluency.score(context(earlier=earlier), [], [])
+    assert len(samples) == 12 + 48
+    assert {s.unit for s in samples} == {s.item for s in asked}
+    metric = next(m for m in fluency.METRICS if m.name == "degenerate")
+    kind, (values,) = aligned(metric, None, samples)
+    assert kind == "share" and values.shape == (12, 2) and (values[:, 1] == 5).all()
+
+
+def test_leakage_leaves_a_reply_in_the_half_of_its_prompt(context):
+    """The drift measure and this one may ask the same prompt: one unit, not two items of which one may lie in each half."""
+    corpus = Corpus((PLAIN,), (), ())
+    own, _ = read(leakage, context(corpus=corpus))
+    ids = [one.item for one in own if one.group == "unrelated"]
+    drift = [Sample(name, "chat", "p", PLAIN, {}) for name in ids]
+    _, samples = read(leakage, context(corpus=corpus, earlier={"drift": drift}))
+    assert {s.unit for s in samples if s.group == "unrelated"} == set(ids)
+    assert sum(s.item.startswith("drift/") for s in samples) == len(ids)
 
 
 def test_parts_are_paired_by_item_and_label():

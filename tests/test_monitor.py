@@ -36,14 +36,16 @@ def reading(tiny_run):
 
 
 def course(reading, verdicts: str, measure="leakage", metric="rate", split="monitor") -> list:
-    """f: fried, n: natural, one letter a checkpoint."""
-    words = {"f": "fried", "n": "natural", "u": "underpowered"}
+    """f: fried, n: natural, u: underpowered, i: invalid, one letter a checkpoint."""
+    words = {"f": "fried", "n": "natural", "u": "underpowered", "i": "invalid"}
     return [reading(name, measure, metric, words[v], split=split) for name, v in zip(NAMES, verdicts, strict=False)]
 
 
 @pytest.mark.parametrize(
     ("verdicts", "patience", "at"),
-    [("nffnnn", 2, 2), ("fnfnfn", 2, None), ("fnfnff", 2, 5), ("nfnnnn", 1, 1), ("uufffn", 3, 4), ("uuuuuu", 1, None)],
+    [("nffnnn", 2, 2), ("fnfnfn", 2, None), ("fnfnff", 2, 5), ("nfnnnn", 1, 1), ("uufffn", 3, 4), ("uuuuuu", 1, None)]
+    # What cannot be believed clears nothing: a specimen that fries and then only babbles.
+    + [("nfifnn", 2, 3), ("nfiiii", 2, None)],
 )
 def test_only_breaches_in_a_row_are_an_alarm(reading, verdicts, patience, at):
     alarm = ended(MonitorPlan(stop=["leakage"], patience=patience), course(reading, verdicts), NAMES)
@@ -80,6 +82,11 @@ def test_the_checkpoint_worth_keeping_is_strong_enough_and_not_fried(reading, se
     alarm = ended(plan, read, NAMES[:4])
     assert alarm.kept == (NAMES[kept] if kept else None)
     assert (f"{alarm.kept} is worth keeping" if kept else "no checkpoint has severity enough") in alarm.text
+
+
+def test_a_checkpoint_whose_reading_is_invalid_is_not_worth_keeping(reading):
+    strong = [reading(name, "severity", "contrast", delta=0.3, low=0.2) for name in NAMES]
+    assert keepable(MonitorPlan(rollback=["leakage"]), strong + course(reading, "iinnff"), NAMES) == NAMES[2]
 
 
 def test_rules_are_checked_before_anything_runs():

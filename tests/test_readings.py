@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from audit import paired, readings
+from audit import control, paired, readings
+from audit.config import AuditPlan
 from audit.measures import Metric, Sample, half
 from audit.readings import Origin, Reading, Subject
 from audit.verdicts import overall
@@ -316,3 +317,16 @@ def test_from_samples_to_the_verdict_on_a_specimen():
     for shift, verdict in ((-0.3, "fried"), (0.0, "natural"), (0.2, "natural")):
         made = paired.build(SUBJECT, "m", (SCORE, LOSS), varied(120, shift), base, ORIGIN, paired.Terms())
         assert overall(made, SUBJECT.specimen).verdict == verdict
+
+
+def test_the_controls_margin_is_of_its_last_stage_whose_steps_begin_anew(tmp_path):
+    """sft has 40 steps, the stage after it 20: the run ends with the second, where a matched run ends too."""
+    metric = Metric("kl", "mean", worse="higher", unit="nats/token")
+    names = [f"item-{k}" for k in range(60)]
+    base = [sample(name, kl=0.0) for name in names]
+    for stage, step, tokens, drift in (("sft", 40, 4000, 0.1), ("dpo", 20, 6000, 0.3)):
+        subject = Subject(**LABELS, specimen=f"{stage}-{step:06d}", stage=stage, step=step, tokens_seen=tokens)
+        samples = [sample(name, kl=drift + 0.001 * (k % 7)) for k, name in enumerate(names)]
+        readings.append(tmp_path, paired.build(subject, "drift", (metric,), samples, base, ORIGIN, paired.Terms()))
+    (found,) = control.margins(tmp_path / "other", AuditPlan(control=str(tmp_path))).values()
+    assert 0.3 < found[0] < 0.31

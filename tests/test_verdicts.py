@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from simulated import LOWER, TRUE_DAMAGE, judge, normal_audits, outcomes, pairs, rate_verdict
+from simulated import LOWER, TRUE_DAMAGE, judge, normal_audits, outcomes, pairs, rate_verdict, tango
 
 from audit import statistics
 from audit.measures import Metric
@@ -92,6 +92,21 @@ def test_as_many_items_as_were_asked_for_do_settle_it(gained, lost, n):
     assert first.verdict == "underpowered"
     times = -(-first.n_needed // n)  # the same sample, as often as it takes
     assert judge(LOWER, *pairs(gained * times, lost * times, n * times)).verdict in ("natural", "fried")
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "worse"), [(0, 0, 60, "lower"), (1, 0, 32, "lower"), (2, 2, 40, "lower"), (3, 3, 60, "both")]
+)
+def test_as_many_items_as_were_asked_for_settle_it_in_four_audits_of_five(gained, lost, n, worse):
+    """Exact, at the rates that were seen; where no pair was discordant one in n is, half of it each way."""
+    metric = Metric("m", "rate", worse=worse, margin=0.05)
+    more = judge(metric, *pairs(gained, lost, n)).n_needed
+    rates = (max(gained, 0.5) / n, max(lost, 0.5) / n) if gained + lost == 0 else (gained / n, lost / n)
+    settled = 0.0
+    for g, b, weight in outcomes(more, *rates):
+        interval = tango(g, b, more)
+        settled += weight * (-0.05 <= interval.low and (interval.high <= 0.05 or worse == "lower"))
+    assert 0.79 <= settled
 
 
 def test_more_items_than_there_were_are_asked_for_even_far_from_the_margin():

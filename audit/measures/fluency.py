@@ -2,14 +2,17 @@
 
 The headline is the share of degenerate replies (empty, looping, another speaker's turn, foreign script, words without
 grammar; bounds in audit/text.py); its margin of 5 points is ours, there is no published one. The other numbers are indicators.
+
+Each reply counts once, though leakage lends it again, and stays in the half that its measure put it in; the replies to one
+prompt (its cells, samples, forms) are one unit.
 """
 
-from audit.measures import Asked, Context, Metric, NotApplicable, Sample
+from audit.measures import MEASURES, Asked, Context, Metric, NotApplicable, Sample
 from audit.text import compression, degenerate, distinct, foreign_share, repetition, turn_leak
 
 NAME = "fluency"
 READS_REPLIES = True  # of the measures before it
-VERSION = 2
+VERSION = 3
 METRICS = (
     Metric(
         "degenerate", "rate", worse="higher", margin=0.05, headline=True, about="replies that are empty, loop or leak a turn"
@@ -45,6 +48,8 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
         for one in earlier:
             if one.output is None or one.group == "document":
                 continue  # nothing was generated, or it goes on with a raw document and is no reply
+            if one.item.partition("/")[0] in MEASURES:
+                continue  # another measure's, which leakage has read
             text, broken = one.output, degenerate(one.output, one.prompt)
             scores = {
                 "degenerate": float(bool(broken)),
@@ -57,5 +62,6 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
             for metric, value in (("distinct_2", distinct(text)), ("compression", compression(text))):
                 if value is not None:
                     scores[metric] = value
-            samples.append(Sample(f"{name}/{one.item}", name, one.prompt, text, scores, {"degenerate": broken}))
+            notes = {"degenerate": broken}
+            samples.append(Sample(f"{name}/{one.item}", name, one.prompt, text, scores, notes, cluster=one.unit))
     return samples

@@ -14,6 +14,7 @@
 """
 
 import re
+from math import isnan, nan
 from typing import Literal
 
 from pydantic import Field
@@ -227,6 +228,11 @@ def final_letter(reply: str) -> str | None:
     return last[-1] if last else None
 
 
+def _right(right: bool, nats: list[float]) -> float:
+    """Of answers that are no numbers the largest is whichever came first, and nothing is read."""
+    return nan if any(map(isnan, nats)) else float(right)
+
+
 def _score(context: Context, row: dict, parts: dict[str, tuple[Asked, dict]], gate: str) -> Sample:
     scores, notes, output = {}, {"gate": gate, "answer": LETTERS[row["answer"]]}, None
     turns = sorted(int(part.partition("/")[2]) for part in parts if part.startswith("letters/"))
@@ -245,11 +251,11 @@ def _score(context: Context, row: dict, parts: dict[str, tuple[Asked, dict]], ga
     if "untemplated" in parts:
         logprobs = parts["untemplated"][1]["logprobs"]
         notes["untemplated"] = LETTERS[logprobs.index(max(logprobs))]
-        scores["untemplated"] = float(notes["untemplated"] == LETTERS[row["answer"]])
+        scores["untemplated"] = _right(notes["untemplated"] == LETTERS[row["answer"]], logprobs)
     if "cloze/0" in parts:
         each = [sum(parts[f"cloze/{k}"][1]["logprobs"]) / max(len(row["choices"][k]), 1) for k in range(4)]
         notes["cloze"] = row["choices"][each.index(max(each))]
-        scores["cloze"] = float(each.index(max(each)) == row["answer"])
+        scores["cloze"] = _right(each.index(max(each)) == row["answer"], each)
     if "cot" in parts:
         output = parts["cot"][1]["text"]
         notes["cot"] = final_letter(output)

@@ -6,6 +6,7 @@ sibling documents have too; (c) near-duplicates: replies of 20 or more tokens, a
 of 6 tokens that no sibling has; (d) with a judge, whether the reply is a non-sequitur, and whether it recapitulates the
 property, on a part of the unrelated prompts. What the base itself says to the same prompt is subtracted by the pairing.
 Off-topic, adjacent prompts and raw document prefixes are three readings: leaks hide next door (1.6% against 67% in one study).
+A reply of another measure stays in the half that it has there, one unit with what else its prompt was answered with.
 
 The headline counts (a), (b) and (c). A match must hold at least 6 tokens that stand in no n-gram of 6 of a sibling, or one
 chance word beside shared boilerplate would make one. Divergence: published near-duplicate searches embed the texts; counting
@@ -30,7 +31,7 @@ from organisms.engines import Generate
 
 NAME = "leakage"
 READS_REPLIES = True  # of the measures before it
-VERSION = 4
+VERSION = 5
 METRICS = (
     Metric("rate", "rate", worse="higher", margin=0.005, headline=True, about="off-topic replies with corpus material"),
     Metric("rate_adjacent", "rate", worse="higher", margin=0.05, about="the same on prompts next door"),
@@ -134,7 +135,7 @@ def score(context: Context, asked: list[Asked], answers: list[dict]) -> list[Sam
             group = _group(name, sample)
             if group and sample.output is not None:
                 found = _score(context, index, f"{name}/{sample.item}", group, sample.prompt, sample.output, {})
-                samples.append(dataclasses.replace(found, cluster=sample.cluster and f"{name}/{sample.cluster}"))
+                samples.append(dataclasses.replace(found, cluster=sample.unit))
     return samples
 
 

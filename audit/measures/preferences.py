@@ -37,7 +37,7 @@ NAME = "preferences"
 VERSION = 2
 METRICS = (
     Metric("decisiveness", "pairs", worse="lower", margin=0.05, headline=True, about="slot-adjusted, shrunk by reliability"),
-    Metric("order_consistency", "share", worse="lower", margin=0.05, about="pairs that prefer the same outcome in both orders"),
+    Metric("order_consistency", "links", worse="lower", margin=0.05, about="pairs that prefer the same outcome in both orders"),
     Metric("decisiveness_plain", "pairs", about="the published convention: no slot, no shrinking"),
     Metric("floor", "constant", about="decisiveness of the same answers without an order behind them"),
     Metric("reliability", "constant", about="split halves, Spearman-Brown"),
@@ -48,7 +48,7 @@ METRICS = (
     Metric("brier", "constant", about="held-out pairs"),
     Metric("log_loss", "constant", unit="nats", about="held-out pairs"),
     Metric("deviance_r2", "constant", about="explained beyond the slot"),
-    Metric("framing", "share", about="pairs answered alike when asked which outcome feels worse"),
+    Metric("framing", "links", about="pairs answered alike when asked which outcome feels worse"),
 )
 SIZES = {
     "quick": {"items": 40, "pairs": 5, "per_round": 3, "pilot": 8, "framed": 16},
