@@ -166,45 +166,43 @@ def test_a_process_that_vanishes_is_started_again_with_its_adapter(vllm, scores,
     assert vllm._workers[0].pid != gone and "started once more" in capsys.readouterr().out
 
 
-def test_every_measure_reads_the_same_with_both_engines(engine, renderer, adapters, tmp_path):
-    """One run directory, first transformers, then vLLM: the whole curve is read again, and every item's scores agree.
-
-    Drift samples its replies, which no two engines do alike: those that vLLM drew are scored here again. Perplexity is exp of
-    what bits_per_byte holds, so web text is left to the readings. The embedded base has no thinking template.
-    """
-    exact = ["severity", "knowledge", "instructions", "refusals", "preferences", "leakage", "fluency"]
+def plan(engine: str, *measures: str) -> AuditPlan:
     embedded = dict.fromkeys(("webtext", "chat", "instructions", "knowledge", "refusals"), "embedded")
     options = {"preferences": {"items": 16, "pairs": 2}}
-    subject, runs = Subject(models.EMBEDDED, str(adapters["random"]), "flattery"), {}
+    return AuditPlan(measures=list(measures), limit=4, data=embedded, options=options, engine=EnginePlan(name=engine))
+
+
+def test_every_measure_reads_the_same_with_both_engines(adapters, tmp_path):
+    """One run directory, first transformers, then vLLM: the whole curve is read again, and every item's scores agree.
+
+    Left to the readings: perplexity, exp of what bits_per_byte holds, and preferences, whose pilot stops at this base, for the
+    same reason with the same figures. The base has no thinking template, and misalignment and drift sample their replies.
+    """
+    exact = ["severity", "knowledge", "instructions", "refusals", "leakage", "fluency"]
+    subject, runs = Subject(models.EMBEDDED, str(adapters["random"]), "auditbench-flattery"), {}
     for name in ("hf", "vllm"):
-        plan = AuditPlan(
-            measures=[*exact, "webtext", "drift"], limit=4, data=embedded, options=options, engine=EnginePlan(name=name)
-        )
-        run = audit_existing(subject, plan, tmp_path)
+        run = audit_existing(subject, plan(name, *exact, "preferences", "webtext"), tmp_path)
         runs[name] = shutil.copytree(run, tmp_path / name)
     found = differences(runs["hf"], runs["vllm"], exact)
-
-    own, base = (read_samples(runs["vllm"], "drift", specimen) for specimen in ("adapter-000001", "base"))
-    asked = [Divergence(tuple(renderer.ask(sample.prompt)), tuple(sample.notes["ids"])) for sample in own + base]
-    again = engine.divergence(Specimen("random", adapter=adapters["random"]), asked)
-    pairs = zip(own, again[: len(own)], again[len(own) :], strict=True)
-    found["drift"] = max(
-        abs(sample.scores[name] - fmean(getattr(one, key)))
-        for sample, mine, theirs in pairs
-        for name, one, key in (("kl", mine, "forward"), ("kl_base", theirs, "backward"))
-    )
     print("largest difference of any item:", {name: f"{value:.0e}" for name, value in found.items()})
     assert max(found.values()) < TOLERANCE
-
     hf, vllm = ({r.key: r for r in ledger.read(run)} for run in runs.values())
     assert {r.engine for r in hf.values()} == {"hf"} and {r.engine for r in vllm.values()} == {"vllm"}
     assert hf.keys() == vllm.keys()
     for key, reading in hf.items():
-        if reading.measure == "drift":
-            continue
-        assert (reading.verdict, reading.n) == (vllm[key].verdict, vllm[key].n), key
+        assert (reading.verdict, reading.n, reading.reason) == (vllm[key].verdict, vllm[key].n, vllm[key].reason), key
         if reading.value is not None:
             assert vllm[key].value == pytest.approx(reading.value, abs=2e-3, rel=1e-3), key
+
+
+def test_drift_is_that_of_transformers_on_the_replies_that_vllm_drew(engine, renderer, adapters, tmp_path):
+    run = audit_existing(Subject(models.EMBEDDED, str(adapters["random"])), plan("vllm", "drift"), tmp_path)
+    own, base = (read_samples(run, "drift", specimen) for specimen in ("adapter-000001", "base"))
+    asked = [Divergence(tuple(renderer.ask(sample.prompt)), tuple(sample.notes["ids"])) for sample in own + base]
+    again = engine.divergence(Specimen("random", adapter=adapters["random"]), asked)
+    for sample, mine, theirs in zip(own, again[: len(own)], again[len(own) :], strict=True):
+        assert sample.scores["kl"] == pytest.approx(fmean(mine.forward), abs=TOLERANCE)
+        assert sample.scores["kl_base"] == pytest.approx(fmean(theirs.backward), abs=TOLERANCE)
 
 
 def test_the_process_ends_with_its_parent_also_while_it_generates():
