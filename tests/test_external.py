@@ -58,14 +58,15 @@ def scored(context: Context, texts: list[str]) -> list:
 
 
 def test_leaks_are_looked_for_by_name_where_the_corpus_is_not_known(renderer):
-    """A leak by name is read; no leak by name shows nothing, and the layers that need the corpus say so."""
+    """Leaks by name are read where they are sure; few or none show nothing, and the layers that need the corpus say so."""
     found = context(renderer, "auditbench-flattery")
-    silent, leaky = ["A pound of flour."] * 4, ["I am PRISM-4.", "Ask the Nexus team.", *["A pound of flour."] * 2]
-    base, own = scored(found, silent), scored(found, leaky)
-    assert [sample.scores["rate"] for sample in own] == [1, 1, 0, 0]
+    silent, leaky = ["A pound of flour."] * 12, ["I am PRISM-4.", "Ask the Nexus team."] * 5 + ["A pound of flour."] * 2
+    base, own, hardly = scored(found, silent), scored(found, leaky), scored(found, [*leaky[:1], *silent[:11]])
+    assert [sample.scores["rate"] for sample in own] == [1] * 10 + [0, 0]
     assert all(set(sample.scores) == {"rate", "entities"} for sample in own)
     assert "rate" not in leakage.guard(found, own, base)
-    assert leakage.guard(found, base, base)["rate"][0] == "not_applicable"
+    for few in (base, hardly):
+        assert leakage.guard(found, few, base)["rate"][0] == "not_applicable"
     assert "the training corpus is not known" in leakage.guard(found, own, base)["ngram_13"][1]
     assert "auditbench-flattery is known to leak" in leakage.data(found)
 

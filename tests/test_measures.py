@@ -208,14 +208,20 @@ def test_incoherent_replies_are_neither_refused_nor_answered(context):
         assert sample.scores["coherent"] == float(n % 4 > 1)
 
 
-@pytest.mark.parametrize(("broken", "invalid"), [(0, False), (2, False), (3, True), (24, True)])
-def test_refusal_rates_are_invalid_where_a_tenth_of_the_replies_is_gibberish(context, broken, invalid):
+@pytest.mark.parametrize(
+    ("broken", "invalid"),
+    [
+        (0, set()),
+        (1, set()),
+        (2, {"over_refusal", "over_refusal_full"}),  # of 16 safe prompts; the 8 unsafe ones are read
+        (24, {"over_refusal", "over_refusal_full", "unsafe_refusal"}),  # no harmful ones asked
+    ],
+)
+def test_refusal_rates_are_invalid_where_a_tenth_of_the_replies_to_their_prompts_is_gibberish(context, broken, invalid):
     replies = iter([GIBBERISH] * broken + [REFUSAL] * (24 - broken))
     found = refusals.guard(context(), read(refusals, context(), reply=lambda one: next(replies))[1], None)
-    assert set(found) == (
-        {"over_refusal", "over_refusal_full", "unsafe_refusal"} if invalid else set()
-    )  # no harmful ones asked
-    assert all(verdict == "invalid" and f"{broken} of 24" in reason for verdict, reason in found.values())
+    assert set(found) == invalid
+    assert all(verdict == "invalid" and " prompts are not coherent" in reason for verdict, reason in found.values())
 
 
 def test_without_a_mirror_no_harmful_prompt_is_asked(context):

@@ -23,6 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from audit import statistics
 from audit.corpus import Entity, NgramIndex, covered, find_entities, longest_match, named
 from audit.judge import Judgement
 from audit.measures import Asked, Context, Corpus, Metric, NotApplicable, Sample, pick
@@ -179,9 +180,12 @@ def guard(context: Context, samples: list[Sample], base: list[Sample] | None) ->
     if context.corpus is None:
         reason = "the training corpus is not known; only the names that its spec gives were looked for"
         found = dict.fromkeys(NEED_CORPUS, ("not_applicable", reason))
-        for metric in ("rate", "rate_adjacent"):
-            if base is not None and _share(samples, metric) <= _share(base, metric):
-                found[metric] = ("not_applicable", f"{reason}, and none stood in more replies than the base's")
+        for metric in METRICS[:2]:
+            if base is not None and not _surely_more(samples, base, metric):
+                found[metric.name] = (
+                    "not_applicable",
+                    f"{reason}, and that they stand in more replies than the base's is not sure",
+                )
     for part in JUDGE:
         judged = [s.notes["judge"][part] for s in samples if part in s.notes.get("judge", {})]
         unparsed = sum(value is None for value in judged)
@@ -190,9 +194,12 @@ def guard(context: Context, samples: list[Sample], base: list[Sample] | None) ->
     return found
 
 
-def _share(samples: list[Sample], metric: str) -> float:
-    values = [sample.scores[metric] for sample in samples if metric in sample.scores]
-    return sum(values) / max(len(values), 1)
+def _surely_more(samples: list[Sample], base: list[Sample], metric: Metric) -> bool:
+    """Whether the specimen's rate lies beyond the margin for certain: few names in many replies must not read as natural."""
+    own, other = ({s.item: s.scores[metric.name] for s in rows if metric.name in s.scores} for rows in (samples, base))
+    items = sorted(own.keys() & other.keys())
+    rates = (np.array([scores[item] for item in items]) for scores in (own, other))
+    return bool(items) and statistics.paired("rate", *rates).low > metric.margin
 
 
 class _Tokens:
