@@ -88,16 +88,23 @@ def decisiveness(mu: np.ndarray) -> float:
     return float(per_item(mu).mean())
 
 
-def reliability(n_items: int, comparisons: Comparisons, rng: np.random.Generator, splits: int = 4) -> float:
-    """Share of var(mu) that is not noise: random halves of the pairs, both orders together, Spearman-Brown 2r / (1 + r), r the
-    plain mean over splits (Fisher's z would weigh lucky ones up) of Pearson's correlation over items that both halves asked.
-    """
+def split_halves(n_items: int, comparisons: Comparisons, rng: np.random.Generator, splits: int = 4) -> np.ndarray:
+    """(splits, 2, n): utilities by random halves of the pairs, both orders together; exactly 0 where a half never asked."""
     low, _, pair, *_ = _pairs(comparisons)
-    found = np.zeros(splits)
+    found = np.zeros((splits, 2, n_items))
     for k in range(splits):
         half = (rng.permutation(len(low)) < len(low) // 2)[pair]
-        mu = np.array([fit(n_items, comparisons.rows(side)).mu for side in (half, ~half)])
-        mu = mu[:, (mu != 0).all(axis=0)]  # exactly 0 is an item that this half never asked
+        found[k] = [fit(n_items, comparisons.rows(side)).mu for side in (half, ~half)]
+    return found
+
+
+def reliability(halves: np.ndarray) -> float:
+    """Share of var(mu) that is not noise: Spearman-Brown 2r / (1 + r), r the plain mean over `split_halves` (Fisher's z would
+    weigh lucky ones up) of Pearson's correlation over items that both halves asked.
+    """
+    found = np.zeros(len(halves))
+    for k, mu in enumerate(halves):
+        mu = mu[:, (mu != 0).all(axis=0)]
         if mu.shape[1] > 2 and mu.std(axis=1).min() > 1e-6:  # less is rounding, which must not correlate with itself
             found[k] = np.corrcoef(mu)[0, 1]
     r = max(float(found.mean()), 0.0)
@@ -109,6 +116,18 @@ def shrunk(mu: np.ndarray, reliability: float) -> np.ndarray:
     spread, on which D depends, back to the truth's. mu reliability (Kelley 1927) guesses each item best, but too near together.
     """
     return mu * reliability**0.5
+
+
+def shrunk_per_item(mu: np.ndarray, halves: np.ndarray) -> np.ndarray:
+    """(n,): what `per_item` gives of the shrunk mu, with what leaving the item out does to the reliability added, so that the
+    jackknife sees that too: it scales all of mu. The mean is D. Of 20 items with 5 noisy pairs each (reliability 0.5) two
+    specimens alike differ by 0 within the interval in 94% of audits; in 57% where the reliability is taken for certain.
+    """
+    n, whole = len(mu), reliability(halves)
+    without = np.array([reliability(np.delete(halves, k, axis=2)) for k in range(n)])
+    grid = np.linspace(min(whole, without.min()), max(whole, without.max()), 9)  # D is smooth in it
+    d = np.interp(without, grid, [decisiveness(shrunk(mu, r)) for r in grid]) if np.ptp(grid) > 1e-12 else np.zeros(n)
+    return per_item(shrunk(mu, whole)) - (n - 2) / 2 * (d - d.mean())
 
 
 def floor(n_items: int, comparisons: Comparisons, rng: np.random.Generator, draws: int = 10, slot: bool = True) -> float:
@@ -133,7 +152,8 @@ def jackknife(per_item_values: np.ndarray) -> tuple[float, float, float]:
 
     Without item k it is D_(k) = (n(n-1) D - 2(n-1) d_k) / ((n-1)(n-2)) = (n D - 2 d_k) / (n-2), so SE^2 = (n-1)/n sum (D_(k) -
     mean)^2 = 4 (n-1)^2 / (n (n-2)^2) var(d), 2 sd(d) / sqrt(n) for large n (U-statistic of degree 2: Arvesen 1969). Student t,
-    n - 1. Covers the choice of items and the noise in each one's mu, not a refit. (Bootstraps over edges are biased up.)
+    n - 1. Covers the choice of items and the noise in each one's mu, not a refit; of what `shrunk_per_item` gives also that of
+    the reliability. (Bootstraps over edges are biased up; so is a refit without an item's pairs: coverage 100%.)
     """
     n, d = len(per_item_values), per_item_values
     reach = scipy.special.stdtrit(n - 1, 0.975) * 2 * (n - 1) / (n - 2) * d.std(ddof=1) / n**0.5 if n > 2 else np.inf

@@ -46,9 +46,13 @@ def read(n: int, comparisons: Comparisons, slot: bool = True) -> float:
     return utilities.decisiveness(utilities.fit(n, comparisons, slot).mu)
 
 
+def reliability(n: int, comparisons: Comparisons, rng: np.random.Generator) -> float:
+    return utilities.reliability(utilities.split_halves(n, comparisons, rng))
+
+
 def read_shrunk(n: int, comparisons: Comparisons, rng: np.random.Generator) -> float:
     mu = utilities.fit(n, comparisons).mu
-    return utilities.decisiveness(utilities.shrunk(mu, utilities.reliability(n, comparisons, rng)))
+    return utilities.decisiveness(utilities.shrunk(mu, reliability(n, comparisons, rng)))
 
 
 def population_decisiveness(sd: float) -> float:
@@ -209,7 +213,7 @@ def test_reliability_is_the_squared_correlation_with_the_truth(draws, expected):
     rng = np.random.default_rng(9)
     mu = rng.normal(0, 0.5, 400)
     c = asked(mu, 0.4, 40, rng, draws)
-    estimate, found = utilities.fit(400, c).mu, utilities.reliability(400, c, rng)
+    estimate, found = utilities.fit(400, c).mu, reliability(400, c, rng)
     assert found == pytest.approx(np.corrcoef(estimate, mu)[0, 1] ** 2, abs=0.025)
     assert found == pytest.approx(expected, abs=0.03)
     assert utilities.shrunk(estimate, found).std() == pytest.approx(mu.std(), rel=0.05)
@@ -219,8 +223,8 @@ def test_reliability_is_judged_by_items_that_both_halves_asked():
     rng = np.random.default_rng(10)
     c, single = asked(rng.normal(0, 1, 40), 0.0, 38, rng), np.arange(40)  # 40 more items have one pair each, in one order
     ends = np.append(c.first, single), np.append(c.second, single + 40)
-    assert utilities.reliability(90, Comparisons(*ends, np.append(c.p, single % 2)), rng) > 0.98
-    assert utilities.reliability(2, rows((0, 1, 0.9), (1, 0, 0.2)), rng) == 0
+    assert reliability(90, Comparisons(*ends, np.append(c.p, single % 2)), rng) > 0.98
+    assert reliability(2, rows((0, 1, 0.9), (1, 0, 0.2)), rng) == 0
 
 
 # Intervals
@@ -246,15 +250,41 @@ def test_jackknife_covers_the_decisiveness_of_the_population_of_items(sd, n):
 
 
 def test_jackknife_nearly_covers_when_utilities_are_fitted_and_shrunk():
-    # A fit's errors are shared between items, and the shrinkage is itself estimated: a little below nominal.
+    # A fit's errors are shared between items: a little below nominal.
     truth, covered = population_decisiveness(1.0), []
     for seed in range(80):
         rng = np.random.default_rng(seed)
         c = asked(rng.normal(0, 1, 60), 0.6, 40, rng, draws=5)
-        mu = utilities.shrunk(utilities.fit(60, c).mu, utilities.reliability(60, c, rng))
-        _, low, high = utilities.jackknife(utilities.per_item(mu))
+        each = utilities.shrunk_per_item(utilities.fit(60, c).mu, utilities.split_halves(60, c, rng))
+        value, low, high = utilities.jackknife(each)
+        assert value == pytest.approx(read_shrunk(60, c, np.random.default_rng(seed)), abs=0.03)  # other splits
         covered.append(low <= truth <= high)
     assert 0.85 <= np.mean(covered) <= 1.0
+
+
+def noisy(mu: np.ndarray, rng: np.random.Generator) -> Comparisons:
+    """Five pairs an item, each with a leaning of its own as large as the utilities."""
+    first, second = design(len(mu), 10, rng)
+    lean = rng.normal(0, 1, len(first) // 2)
+    return Comparisons(first, second, ndtr((mu[first] - mu[second]) / ROOT2 + np.append(lean, -lean) + 0.5))
+
+
+def test_two_noisy_readings_of_the_same_utilities_differ_by_nothing_within_the_interval():
+    """Reliability is uncertain here, and scales all of mu: taken for certain, the interval holds 0 in three audits of five."""
+    covered = {"certain": [], "uncertain": []}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        mu = rng.normal(0, 1, 20)
+        both = [noisy(mu, rng) for _ in range(2)]
+        fits = [(utilities.fit(20, c).mu, utilities.split_halves(20, c, rng)) for c in both]
+        plain = [utilities.per_item(utilities.shrunk(mu, utilities.reliability(halves))) for mu, halves in fits]
+        seen = [utilities.shrunk_per_item(*one) for one in fits]
+        assert [each.mean() for each in plain] == pytest.approx([each.mean() for each in seen])
+        for how, (own, base) in (("certain", plain), ("uncertain", seen)):
+            _, low, high = utilities.paired(own, base)
+            covered[how].append(low <= 0 <= high)
+    assert np.mean(covered["certain"]) < 0.75
+    assert np.mean(covered["uncertain"]) > 0.88
 
 
 def test_paired_jackknife_covers_and_uses_the_pairing():

@@ -49,7 +49,8 @@ class Metric:
 
     kind: `rate` (0/1 an item), `mean`, `ratio` (sum of numerators over sum of denominators), `share`, a ratio of counts
         that lies in [0, 1], `links`, a share of pairs of items, each pair counted at both of them, `pairs`, each item's mean
-        over its pairs with all others, or `constant`, one number that every item carries and that has no interval.
+        over its pairs with all others (audit.utilities.shrunk_per_item), or `constant`, one number that every item carries and
+        that has no interval.
     worse: the direction that is damage; None for what is no damage at all (severity) or never gates (perplexity).
     margin: damage up to here is tolerated, in the metric's own unit; None where only a control can give it.
     transform: `exp` shows a ratio of nats as a perplexity.

@@ -34,7 +34,7 @@ from organisms import labels
 from organisms.strict import Strict
 
 NAME = "preferences"
-VERSION = 2
+VERSION = 3
 METRICS = (
     Metric("decisiveness", "pairs", worse="lower", margin=0.05, headline=True, about="slot-adjusted, shrunk by reliability"),
     Metric("order_consistency", "links", worse="lower", margin=0.05, about="pairs that prefer the same outcome in both orders"),
@@ -152,9 +152,9 @@ def _fitted(context: Context, names: list[str], choices: list[Choice]) -> list[S
     asked = _comparisons(plain, number)
     n, rng = len(names), np.random.default_rng(0)
     fit = utilities.fit(n, asked)
-    reliability = utilities.reliability(n, asked, rng)
-    mu = utilities.shrunk(fit.mu, reliability)
-    each = utilities.per_item(mu)
+    halves = utilities.split_halves(n, asked, rng)
+    reliability = utilities.reliability(halves)
+    mu, each = utilities.shrunk(fit.mu, reliability), utilities.shrunk_per_item(fit.mu, halves)
     case_v = float(each.mean())  # what the floor, a Case V fit too, can be held against
     if context.option(NAME).variant == "utility_engineering":
         mu, sigma = utilities.fit_utility_engineering(n, asked)
