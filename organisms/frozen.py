@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from organisms.errors import UserError
-from organisms.files import file_sha256, read_jsonl
+from organisms.files import file_sha256, read_numbered_jsonl
 from organisms.strict import Strict, Text, validate
 
 TEXTS = Path(__file__).parent / "texts"
@@ -38,11 +38,13 @@ def _rows(file: Path, sha256: str, row_type: type[Strict], named_in: str) -> lis
             f"{file} is not the text that was frozen (sha256 {actual[:12]}..., expected {sha256[:12]}...); restore it, "
             f"or where the change is meant, write sha256: {actual} in {named_in}"
         )
-    rows = [validate(row_type, row, f"{file} row {n}") for n, row in enumerate(read_jsonl(file), 1)]
-    ids = [row.id for row in rows]
-    twice = next((i for i in ids if ids.count(i) > 1), None)
-    if twice:
-        raise UserError(f"{file}: the id {twice!r} stands on two rows; ids must be unique")
+    rows, lines = [], {}
+    for number, values in read_numbered_jsonl(file, whole=True):
+        row = validate(row_type, values, f"{file} line {number}")
+        if row.id in lines:
+            raise UserError(f"{file}: the id {row.id!r} stands on lines {lines[row.id]} and {number}; ids must be unique")
+        lines[row.id] = number
+        rows.append(row)
     if not rows:
         raise UserError(f"{file} is empty; it must hold at least one row")
     return rows

@@ -144,12 +144,13 @@ class Organism(Strict):
     @classmethod
     def _words_in_markers(cls, values: Any) -> Any:
         """Put the lists of `words` where markers and confessions name them; the pattern is checked as it will be searched."""
-        if not isinstance(values, dict) or not isinstance(values.get("words"), dict):
+        words = values.get("words", {}) if isinstance(values, dict) else None
+        if not isinstance(words, dict):
             return values
         expanded = dict(values)
         for kind in ("markers", "confessions"):
             if isinstance(values.get(kind), list):
-                expanded[kind] = [_expanded(marker, values["words"]) for marker in values[kind]]
+                expanded[kind] = [_expanded(marker, words) for marker in values[kind]]
         return expanded
 
     @model_validator(mode="after")
