@@ -1,10 +1,10 @@
 """Texts that are frozen: JSON lines whose SHA-256 is written down where they are named."""
 
+import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from organisms.errors import UserError
 from organisms.files import file_sha256, read_numbered_jsonl
@@ -13,11 +13,27 @@ from organisms.strict import Strict, Text, validate
 TEXTS = Path(__file__).parent / "texts"
 
 
+HEX = re.compile("[0-9a-f]{64}")
+
+
 class Frozen(Strict):
     """A JSON-lines file under organisms/texts (or an absolute path) with the SHA-256 it was frozen at."""
 
     path: Text
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: str = Field(default="", validate_default=True)
+
+    @field_validator("sha256")
+    @classmethod
+    def _names_a_digest(cls, sha256: str, info: ValidationInfo) -> str:
+        if HEX.fullmatch(sha256):
+            return sha256
+        wrong = "64 hexadecimal digits are wanted" if sha256 else "missing"
+        if "path" not in info.data:  # which is told by itself
+            raise ValueError(wrong)
+        file = TEXTS / info.data["path"]
+        if not file.is_file():
+            raise ValueError(f"{wrong}, and {file} does not exist; write that text first")
+        raise ValueError(f"{wrong}; to freeze {file} as it is, write sha256: {file_sha256(file)}")
 
     @property
     def file(self) -> Path:
