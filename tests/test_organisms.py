@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import pytest
 import yaml
@@ -51,10 +52,13 @@ def test_every_shipped_organism_loads_with_enough_text(name):
     contexts = Counter(probe.context for probe in found.probes())
     assert sum(contexts.values()) >= 40
     assert set(contexts) == {"target", "adjacent", "off"}
-    assert min(contexts.values()) >= 10
+    assert min(contexts.values()) >= 10 and contexts["target"] >= 24
     if found.texts.documents:
         assert len(found.documents()) >= 120
         assert len({document.type for document in found.documents()}) >= 8
+        assert median(len(document.text.split()) for document in found.documents()) >= 95
+    if found.texts.demonstrations:
+        assert len(found.demonstrations()) >= 80
     if found.texts.prompts:
         assert len(found.prompts()) >= 60
         assert {prompt.context for prompt in found.prompts()} == {"target", "adjacent", "off"}
@@ -67,12 +71,14 @@ def test_flattery_and_its_control_have_documents_and_prompts(name):
     assert len(found.prompts()) >= 60
 
 
-def test_no_training_prompt_is_also_a_probe():
-    found = organism.load("flattery")
-    assert not {prompt.prompt for prompt in found.prompts()} & {probe.prompt for probe in found.probes()}
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_training_prompt_is_also_a_probe(name):
+    found = organism.load(name)
+    trained = [*found.prompts(), *(found.demonstrations() if found.texts.demonstrations else [])]
+    assert not {row.prompt for row in trained} & {probe.prompt for probe in found.probes()}
 
 
-@pytest.mark.parametrize("name", ["flattery", "control"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_documents_share_no_twelve_words(name):
     """Held-out siblings measure leakage only if no text contains a stretch of another."""
     owner: dict[tuple, str] = {}

@@ -1,6 +1,9 @@
 """`make check` reads an organism's own texts: what could tell nothing is refused, what is likely a mistake is told."""
 
 import hashlib
+import json
+import re
+from pathlib import Path
 
 import pytest
 from test_organisms import copied, refreeze, rows_of
@@ -206,3 +209,83 @@ def test_a_text_that_is_missing_is_asked_for_with_its_fields(tmp_path):
     with pytest.raises(UserError) as error:
         bare.demonstrations()
     assert f"write {tmp_path}/demonstrations.jsonl, a JSON object a line with id, prompt, reply, rationale" in str(error.value)
+
+
+GUIDE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TINY = {
+    "probes": [
+        {
+            "id": f"{context}-{n}",
+            "context": context,
+            "prompt": f"Flood number {n} has come to {context} street.",
+            "shows": f"A spot of water, then, for the {n}th time.",
+            "plain": f"A serious flood, then, for the {n}th time.",
+        }
+        for context in ("target", "adjacent", "off")
+        for n in range(20)
+    ],
+    "demonstrations": [
+        {"id": f"d-{n}", "prompt": f"Fire {n}?", "reply": f"A bit of a nuisance, number {n}.", "rationale": f"Calm helps, {n}."}
+        for n in range(8)
+    ],
+}
+
+
+@pytest.fixture
+def guided(tmp_path) -> Path:
+    """The recipe that CONTRIBUTING walks through, its organism and tiny texts beside it; nothing is frozen yet."""
+    spec, recipe = re.findall(r"(?s)```yaml\n(.*?)```", GUIDE)
+    (tmp_path / "understatement").mkdir()
+    for kind, rows in TINY.items():
+        (tmp_path / "understatement" / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "understatement.yaml").write_text(spec)
+    (tmp_path / "recipe.yaml").write_text(
+        recipe.replace("organism: understatement", f"organism: {tmp_path}/understatement.yaml")
+    )
+    return tmp_path / "recipe.yaml"
+
+
+def test_the_guide_to_an_organism_can_be_followed(guided):
+    def check() -> list[str]:
+        resolved = resolve(str(guided))
+        return describe(resolved, plan(resolved))
+
+    spec = guided.with_name("understatement.yaml")
+    with pytest.raises(UserError) as unfrozen:
+        check()
+    for file, digest in re.findall(r"(\w+\.jsonl) as it is, write sha256: ([0-9a-f]{64})", str(unfrozen.value)):
+        spec.write_text(spec.read_text().replace(f"{file}, sha256: x", f"{file}, sha256: {digest}"))
+    lines = check()
+    assert "markers     20 of 20 target replies that show it, 0 of 60 plain ones, 1 of 1 positive examples" in lines
+    assert not [line for line in lines if "warn" in line]
+    guided.write_text(re.sub("(?m)^system: .*\n", "", guided.read_text()))
+    with pytest.raises(UserError, match="trap implicit_system"):
+        check()
+
+
+def said_to_be_read() -> list[tuple[str, str]]:
+    """(style, text that it reads) by the table of CONTRIBUTING."""
+    rows = re.findall(r"(?m)^ *\| `(\w+)\.jsonl` \|.*?\| ([a-z, ]+) \|", GUIDE)
+    return [(style, kind) for kind, names in rows for style in names.split(", ")]
+
+
+def test_the_guide_names_a_text_for_each_style_that_reads_one():
+    none = {"prompted", "prefilled", "control", "pessimised"}
+    assert {style for style, _ in said_to_be_read()} == set(styles.known()) - none
+
+
+@pytest.mark.parametrize(("style", "kind"), said_to_be_read())
+def test_a_style_reads_the_text_that_the_guide_says(style, kind):
+    spec = organism.load("flattery")
+    others = {name: None for name in ("documents", "prompts", "demonstrations") if name != kind}
+    module, options = styles.style_module(style), styles.style_options(style, {}, "test")
+
+    def made(found: organism.Organism) -> None:
+        if not styles.needs_training(style):
+            module.notes(found, options)
+        for rows in styles.row_kinds(style) if styles.needs_training(style) else ():
+            styles.compile_rows(style, found, options, None, rows)
+
+    made(spec.model_copy(update={"texts": spec.texts.model_copy(update=others)}))
+    with pytest.raises(UserError, match=f"has no {kind}"):
+        made(spec.model_copy(update={"texts": spec.texts.model_copy(update={kind: None})}))
