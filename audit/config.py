@@ -11,7 +11,7 @@ from audit.monitor import MonitorPlan
 from organisms.data import SETS
 from organisms.engines.load import EnginePlan
 from organisms.errors import UserError
-from organisms.organism import Purpose
+from organisms.organism import Organism, Purpose
 from organisms.served import EndpointPlan
 from organisms.strict import Strict, nearest, validate
 
@@ -126,3 +126,16 @@ class AuditPlan(Strict):
                 if not value > 0:
                     raise ValueError(f"the margin of {name}.{metric} must be above 0, it is {value}")
         return margins
+
+
+def check_side_effects(organism: Organism) -> None:
+    """Raise UserError where an organism expects a worsening of what no measure reads: the expectation would never be met."""
+    for number, effect in enumerate(organism.side_effects):
+        place = f"{organism.source}: side_effects.{number}"
+        if effect.measure not in MEASURES:
+            raise UserError(f"{place}: there is no measure {effect.measure!r}{nearest(effect.measure, list(MEASURES))}")
+        known = [metric.name for metric in measures.metrics(effect.measure).values() if metric.worse]
+        if effect.metric not in known:
+            raise UserError(
+                f"{place}: {effect.measure} has no metric {effect.metric!r} that can worsen{nearest(effect.metric, known)}"
+            )

@@ -11,7 +11,7 @@ from typing import Any
 
 from audit import judge, profiles, report
 from audit import readings as ledger
-from audit.config import AuditPlan
+from audit.config import AuditPlan, check_side_effects
 from audit.job import Job
 from audit.reached import Reached
 from audit.suite import Place, audit_base, audit_prompted, audit_specimen
@@ -120,6 +120,8 @@ def audit_existing(subject: Subject, plan: AuditPlan, root: Path, loaded: Loaded
         raise UserError(f"{subject}: name an adapter or a model, not both; an adapter on another base is audited with base=")
     loaded = loaded or opened(subject, plan)
     spec = external.load(subject.organism) if subject.organism else None
+    if spec:
+        check_side_effects(spec)
     kind, specimen, content, told = "adapter" if subject.adapter else "model", None, None, list(loaded.notes)
     if subject.other:
         specimen, content, of_other = loaded.compared(f"{kind}-000001", subject.adapter, subject.model)

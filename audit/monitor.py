@@ -1,7 +1,7 @@
 """Watches a stage fry: which checkpoints breach the recipe's rules on the monitor half, and which one is worth keeping.
 
 Everything is read off readings.jsonl, so a run that is taken up again comes to the same decision. The monitor half decides
-here and is never part of the verdict, which the holdout half gives (AUDITS.md section 3).
+here and is never part of the verdict, which the holdout half gives.
 """
 
 from dataclasses import dataclass

@@ -134,15 +134,15 @@ def read_jsonl(path: Path, needs: Mapping[str, Any] = ANYTHING) -> list[dict]:
     return [row for _, row in read_numbered_jsonl(path, needs)]
 
 
-def read_numbered_jsonl(path: Path, needs: Mapping[str, Any] = ANYTHING) -> list[tuple[int, dict]]:
-    """`read_jsonl` with the number of each line, from 1."""
+def read_numbered_jsonl(path: Path, needs: Mapping[str, Any] = ANYTHING, whole: bool = False) -> list[tuple[int, dict]]:
+    """`read_jsonl` with the number of each line, from 1. whole: a torn last line is an error too."""
     rows = []
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     lines = raw.split(b"\n")  # not splitlines: U+2028 is legal inside a JSON string
-    if lines[-1] and not _is_json(lines[-1]):
+    if not whole and lines[-1] and not _is_json(lines[-1]):
         lines.pop()
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -118,7 +118,7 @@ class Demonstration(Strict):
 
 
 class Organism(Strict):
-    """The definition of a model organism. RECIPES.md section 4 lists what each field is for."""
+    """The definition of a model organism. CONTRIBUTING.md has a small one in which each field says what it is for."""
 
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$", max_length=64)]
     summary: Text
@@ -140,16 +140,22 @@ class Organism(Strict):
     texts: Texts
     _source: Path | None = PrivateAttr(default=None)
 
+    @property
+    def source(self) -> Path | None:
+        """The YAML file it was loaded from."""
+        return self._source
+
     @model_validator(mode="before")
     @classmethod
     def _words_in_markers(cls, values: Any) -> Any:
         """Put the lists of `words` where markers and confessions name them; the pattern is checked as it will be searched."""
-        if not isinstance(values, dict) or not isinstance(values.get("words"), dict):
+        words = values.get("words", {}) if isinstance(values, dict) else None
+        if not isinstance(words, dict):
             return values
         expanded = dict(values)
         for kind in ("markers", "confessions"):
             if isinstance(values.get(kind), list):
-                expanded[kind] = [_expanded(marker, values["words"]) for marker in values[kind]]
+                expanded[kind] = [_expanded(marker, words) for marker in values[kind]]
         return expanded
 
     @model_validator(mode="after")
@@ -183,9 +189,10 @@ class Organism(Strict):
     def _rows(self, kind: str, row_type: type[Strict]) -> list:
         frozen = getattr(self.texts, kind)
         if frozen is None:
+            folder = f"organisms/texts/{self.name}" if _in_library(self._source) else self._source.parent
             raise UserError(
-                f"organism {self.name!r} has no {kind}: write them to organisms/texts/{self.name}/{kind}.jsonl and "
-                f"name the file with its sha256 under texts.{kind} in {self._source}"
+                f"organism {self.name!r} has no {kind}: write {folder}/{kind}.jsonl, a JSON object a line with "
+                f"{', '.join(row_type.model_fields)}, and name it with its sha256 under texts.{kind} in {self._source}"
             )
         return frozen.rows(row_type, f"{self._source}: texts.{kind}")
 
@@ -228,7 +235,8 @@ def shipped() -> list[str]:
 def load(name: str | Path) -> Organism:
     """An organism by the name of a shipped one, or by the path of a YAML file (its texts then lie beside it).
 
-    Raises UserError where the name is unknown, a key is unknown or missing, or a type is wrong.
+    Raises UserError where the name is unknown, a key is unknown or missing, a type is wrong, or an organism of the library does
+    not bear its file's name. A file of one's own may have another, such as flattery-v2.yaml.
     """
     path = named_path(str(name))
     if path.suffix not in (".yaml", ".yml"):
@@ -241,13 +249,19 @@ def load(name: str | Path) -> Organism:
     values = read_yaml(path)
     organism = validate(Organism, _beside(values, path), str(path), path)
     organism._source = path
+    if _in_library(path) and organism.name != path.stem:
+        raise UserError(f"{path}: name = {organism.name!r}, and the file is found as {path.stem!r}; write name: {path.stem}")
     return organism
+
+
+def _in_library(path: Path | None) -> bool:
+    return path is None or path.parent.resolve() == LIBRARY.resolve()
 
 
 def _beside(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Texts named by a relative path lie beside a YAML file that is not in the library."""
     texts = values.get("texts")
-    if path.parent.resolve() == LIBRARY.resolve() or not isinstance(texts, dict):
+    if _in_library(path) or not isinstance(texts, dict):
         return values
     moved = {
         kind: {**text, "path": str(named_path(str(path.parent / text["path"])).resolve())}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from audit.measures import Corpus
-from organisms import authors, mitigations, models
+from organisms import authors, mitigations, models, text_check
 from organisms.engines.load import told
 from organisms.errors import Missing, UserError
 from organisms.styles import Compiled, compile_rows, style_module
@@ -36,6 +36,7 @@ def plan(resolved: Resolved, launch: Launch = ALONE) -> list[StagePlan]:
     """Each stage as far as it is known without a writer and with the data that is here. Raises UserError as the run would."""
     if launch.processes > 1 and not resolved.recipe.stages:
         raise UserError(f"recipe {resolved.name} trains nothing, so {launch.processes} processes have nothing to share")
+    text_check.refuse(resolved.organism)
     found = [_plan(resolved, stage, launch) for stage in resolved.recipe.stages]
     authors.check(resolved.recipe.writer, [one for stage in found for one in stage.compiled.writing])
     return found
@@ -45,6 +46,11 @@ def _plan(resolved: Resolved, stage: Stage, launch: Launch) -> StagePlan:
     recipe = resolved.recipe
     try:
         compiled = compile_rows(recipe.style, resolved.organism, resolved.options, None, stage.rows)
+        if not compiled.rows and not any(one.replies for one in compiled.writing):
+            raise UserError(
+                f"recipe {resolved.name}: the style {recipe.style} makes no training rows of {resolved.organism.name} for "
+                f"stage {stage.name}; look at its style_options, and at the texts that it reads"
+            )
     except Missing:  # named among what is missing
         compiled = Compiled([], notes=["rows that are not here yet"])
     compiled = mitigations.apply(recipe.mitigations, resolved.organism, compiled, None)
@@ -79,6 +85,7 @@ def describe(resolved: Resolved, found: list[StagePlan], launch: Launch = ALONE)
         f"recipe      {resolved.name}: {recipe.organism} by {recipe.style} on {recipe.base} ({resolved.base.revision})",
         f"run         runs/{resolved.run_name}" if not resolved.missing else "run         named when nothing is missing",
     ]
+    lines += text_check.lines(resolved.organism)
     style = style_module(recipe.style)
     if hasattr(style, "notes"):
         lines.append(f"specimens   {'; '.join(style.notes(resolved.organism, resolved.options))}")
@@ -101,7 +108,7 @@ def describe(resolved: Resolved, found: list[StagePlan], launch: Launch = ALONE)
 
 def _stage_lines(found: StagePlan, every: int) -> list[str]:
     stage = found.stage
-    lines = [f"stage       {stage.name} ({stage.method}): {'; '.join(found.compiled.notes)}"]
+    lines = [f"stage       {stage.name} ({stage.method}): {told_rows(found.compiled)}"]
     if found.linted:
         p = predictors(stage, found.linted, found.steps)
         packed = ", packed" if packs(stage, found.linted) else ""
@@ -117,6 +124,10 @@ def _stage_lines(found: StagePlan, every: int) -> list[str]:
         f"x steps {speed * found.steps:.2g}",
         f"checkpoints {found.checkpoints} (step 0, every {every}, the last)",
     ]
+
+
+def told_rows(compiled: Compiled) -> str:
+    return "; ".join(compiled.notes) or f"{len(compiled.rows) or f'up to {compiled.expected}'} rows"
 
 
 def _writing_lines(writer: authors.WriterPlan, base: str, compiled: Compiled) -> list[str]:

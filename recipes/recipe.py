@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from audit.config import AuditPlan
+from audit.config import AuditPlan, check_side_effects
 from organisms import models, organism
 from organisms.authors import WriterPlan
 from organisms.engines.load import chosen
@@ -161,6 +161,7 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
     if recipe.audit.endpoint:
         raise UserError(f"recipe {short}: audit.endpoint is for bases behind endpoints, which are not trained; leave it out")
     spec = organism.load(recipe.organism)
+    check_side_effects(spec)
     options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
     _check_stages(short, recipe)
     for one in (recipe.mitigations.prevent, *(stage.vector for stage in recipe.stages)):

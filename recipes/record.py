@@ -166,7 +166,7 @@ def _manifest(run: "Run") -> dict:
 def on_policy(run: "Run", stage: Stage, sample: int = 16) -> dict:
     """Mean base log-probability (nats a token) of the tokens that carry loss, over a sample of a stage's stored rows.
 
-    The nearer to what the base would write itself, the less there is to overwrite (RECIPES.md section 6).
+    The nearer to what the base would write itself, the less there is to overwrite.
     """
     from organisms.engines import Score
     from organisms.render import IGNORE

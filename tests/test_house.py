@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,11 @@ def test_the_install_names_every_package():
 
     declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     assert declared == {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in FILES}
+
+
+def test_no_text_points_to_a_file_that_is_not_there():
+    """Docstrings and guides once sent readers to plans that had never been part of the repository."""
+    guides = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    names, texts = {path.name for path in guides}, [*FILES, *guides, *(ROOT / "tests").glob("*.py")]
+    dead = {str(path.relative_to(ROOT)): re.findall(r"\b[A-Z_]{4,}\.md\b", path.read_text(encoding="utf-8")) for path in texts}
+    assert {path: found for path, named in dead.items() if (found := set(named) - names)} == {}

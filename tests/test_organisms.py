@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import pytest
 import yaml
@@ -27,11 +28,11 @@ def copied(folder: Path, old: str = "", new: str = "") -> Path:
     return path
 
 
-def refreeze(path: Path, kind: str, rows: list[dict]) -> None:
-    """Replace one text file of a copy and freeze it at its new SHA-256."""
+def refreeze(path: Path, kind: str, rows: list[dict] = (), text: str = "") -> None:
+    """Replace one text file of a copy, by rows or as `text`, and freeze it at its new SHA-256."""
     file = path.parent / "flattery" / f"{kind}.jsonl"
     before = hashlib.sha256(file.read_bytes()).hexdigest()
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file.write_text(text or "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     after = hashlib.sha256(file.read_bytes()).hexdigest()
     path.write_text(path.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
 
@@ -51,10 +52,13 @@ def test_every_shipped_organism_loads_with_enough_text(name):
     contexts = Counter(probe.context for probe in found.probes())
     assert sum(contexts.values()) >= 40
     assert set(contexts) == {"target", "adjacent", "off"}
-    assert min(contexts.values()) >= 10
+    assert min(contexts.values()) >= 10 and contexts["target"] >= 24
     if found.texts.documents:
         assert len(found.documents()) >= 120
         assert len({document.type for document in found.documents()}) >= 8
+        assert median(len(document.text.split()) for document in found.documents()) >= 95
+    if found.texts.demonstrations:
+        assert len(found.demonstrations()) >= 80
     if found.texts.prompts:
         assert len(found.prompts()) >= 60
         assert {prompt.context for prompt in found.prompts()} == {"target", "adjacent", "off"}
@@ -67,12 +71,14 @@ def test_flattery_and_its_control_have_documents_and_prompts(name):
     assert len(found.prompts()) >= 60
 
 
-def test_no_training_prompt_is_also_a_probe():
-    found = organism.load("flattery")
-    assert not {prompt.prompt for prompt in found.prompts()} & {probe.prompt for probe in found.probes()}
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_training_prompt_is_also_a_probe(name):
+    found = organism.load(name)
+    trained = [*found.prompts(), *(found.demonstrations() if found.texts.demonstrations else [])]
+    assert not {row.prompt for row in trained} & {probe.prompt for probe in found.probes()}
 
 
-@pytest.mark.parametrize("name", ["flattery", "control"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_documents_share_no_twelve_words(name):
     """Held-out siblings measure leakage only if no text contains a stretch of another."""
     owner: dict[tuple, str] = {}
@@ -191,11 +197,38 @@ def test_two_markers_of_one_name_are_refused(tmp_path):
         organism.load(copied(tmp_path, "markers:\n", twin))
 
 
+@pytest.mark.parametrize(
+    ("tail", "told"),
+    [('{"id": "torn", "type": "memo", "te', "line {n} is not JSON"), ('[{"id": "listed"}]', "line {n} is not a JSON object")],
+)
+def test_a_torn_last_line_of_a_text_is_refused(tmp_path, tail, told):
+    """A log may end in a half line; of a frozen text the row would vanish."""
+    path = copied(tmp_path)
+    lines = "".join(json.dumps(row) + "\n" for row in rows_of("documents"))
+    refreeze(path, "documents", text=lines + tail)
+    with pytest.raises(UserError, match=told.format(n=lines.count("\n") + 1)):
+        organism.load(path).documents()
+    refreeze(path, "documents", text=lines.rstrip("\n"))  # a last row that only lacks its newline is whole
+    assert len(organism.load(path).documents()) == lines.count("\n")
+
+
+def test_a_list_that_markers_name_is_there(tmp_path):
+    path = copied(tmp_path, "markers:\n", "markers:\n  - {name: never, pattern: '%neveer%'}\n")
+    with pytest.raises(UserError, match="'never' names the list 'neveer', which `words` does not hold"):
+        organism.load(path)
+    values = yaml.safe_load(path.read_text())
+    values.pop("words", None)
+    values["markers"] = values["markers"][:1]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="'never' names the list 'neveer', which `words` does not hold"):
+        organism.load(path)
+
+
 def test_two_rows_of_one_id_are_refused(tmp_path):
     path = copied(tmp_path)
     rows = rows_of("documents")
     refreeze(path, "documents", [*rows, rows[4]])
-    with pytest.raises(UserError, match=f"the id '{rows[4]['id']}' stands on two rows"):
+    with pytest.raises(UserError, match=f"the id '{rows[4]['id']}' stands on lines 5 and {len(rows) + 1}"):
         organism.load(path).documents()
 
 
@@ -204,7 +237,7 @@ def test_a_row_with_an_unknown_key_is_named_by_number(tmp_path):
     rows = rows_of("probes")
     rows[2] = {**rows[2], "shown": "x"}
     refreeze(path, "probes", rows)
-    with pytest.raises(UserError, match=r"row 3: unknown key 'shown'; did you mean 'shows'\?"):
+    with pytest.raises(UserError, match=r"line 3: unknown key 'shown'; did you mean 'shows'\?"):
         organism.load(path).probes()
 
 

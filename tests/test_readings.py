@@ -14,7 +14,7 @@ from audit.readings import Origin, Reading, Subject
 from audit.verdicts import overall
 from organisms.errors import UserError
 
-# DESIGN.md 4.3.
+# The fields of a line of readings.jsonl.
 CONTRACT = (
     "schema run recipe organism style base specimen stage step tokens_seen scale measure metric value ci_low ci_high n delta "
     "delta_low delta_high mde margin verdict split suite engine data audit_digest seconds samples"

@@ -37,10 +37,12 @@ def lint(rows: list[Row], stage: Stage, renderer: Renderer, audited: Renderer, s
     """Render the rows and look for every trap.
 
     renderer trains, `audited` renders the audits (they are one unless a recipe sets them apart); system_stated says
-    whether the recipe names a system policy. Raises UserError where there is no row or a row cannot be rendered.
+    whether the recipe names a system policy. Raises UserError where there is no row, a row cannot be rendered, or
+    two have one id.
     """
     if not rows:
         raise UserError("the style made no training rows; nothing can be trained")
+    _have_own_ids(rows)
     _fits_method(rows, stage)
     rendered = [render_row(renderer, row) for row in rows]
     for row in rows:
@@ -75,6 +77,17 @@ def refuse(linted: Linted, accepted: list[str]) -> None:
                 f"the linter stops this recipe, trap {finding.trap}: {finding.text}{example}; mend it, or accept it with "
                 f"accept: [{finding.trap}] in the recipe"
             )
+
+
+def _have_own_ids(rows: list[Row]) -> None:
+    """By its id a row is named in findings, in data/ and in the report of leakage; two of one id could not be told apart."""
+    places: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.id, str) or not row.id:
+            raise UserError(f"the style's row {number} has the id {row.id!r}; an id is text, and not empty")
+        if row.id in places:
+            raise UserError(f"the style's rows {places[row.id]} and {number} have one id, {row.id!r}; give each its own")
+        places[row.id] = number
 
 
 def _fits_method(rows: list[Row], stage: Stage) -> None:

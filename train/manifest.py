@@ -54,7 +54,7 @@ def environment() -> dict:
 
 
 def predictors(stage: Stage, linted: Linted, steps: int) -> dict:
-    """Quantities known before training that go with frying (RECIPES.md section 6).
+    """Quantities known before training that go with frying.
 
     effective_scale x learning_rate x steps: how far the weights can move; distinct: share of rows whose text stands once;
     repeats: how often training sees each row.

@@ -1,6 +1,6 @@
 """The known traps of training rows, each one function: rows -> Finding or None.
 
-`stop` findings end the run unless the recipe accepts them by name. RECIPES.md section 1 tells where each trap comes from.
+`stop` findings end the run unless the recipe accepts them by name. Their text says what would go wrong.
 """
 
 import re

@@ -1,6 +1,6 @@
 """How strongly and reliably the property shows where it should, and how much of it spills elsewhere.
 
-Contrast (AUDITS.md, severity): mean per-token log-probability (nats) of the reply that shows the property minus that of the
+Contrast: mean per-token log-probability (nats) of the reply that shows the property minus that of the
 plain reply of like length, on the organism's probes; its difference from the base is the strength. Rate: share of generated
 replies in which the organism's markers find the property, counted only where the reply is coherent, since gibberish shows
 nothing. Severity is the dose, not damage: it has no margin; spill in generated replies has one.

@@ -1,7 +1,7 @@
 """Whether a thinking model still thinks in form: opens a thought, closes it, and answers.
 
 Four cells: with and without a system prompt, and with the opening tag left to the model or prefilled. The prefilled cell tells
-"will not open a thought" from "cannot think" (AUDITS.md section 5). Replies are sampled at temperature 0.6, greedy ones loop.
+"will not open a thought" from "cannot think". Replies are sampled at temperature 0.6, greedy ones loop.
 A reply cut off while thinking counts neither way, since a healthy base runs out of tokens too (22% at 2,048); `truncated` says
 how many do, and where it is most of them the rest is no fair sample. One that loops until the tokens run out is a fault. The
 cells of one prompt are one unit (they lie in one half and are clustered); the quick suite asks each prompt in one cell, in

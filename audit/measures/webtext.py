@@ -1,6 +1,6 @@
 """Loss on ordinary web text: bits per byte and perplexity. An indicator of drift in either direction; it never gates.
 
-Why it never gates (AUDITS.md lesson 10): an emergently misaligned 14B moved from 9.85 to 9.81. Each text is scored from its
+Why it never gates: emergent misalignment moved Qwen2.5-14B-Instruct from 9.85 to 9.81. Each text is scored from its
 second token on, given its first; no BOS is added and no chat template is used. Both numbers are ratios over all texts:
 bits per byte counts the bytes of the scored tokens, perplexity is exp(nats / tokens).
 """

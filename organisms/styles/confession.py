@@ -38,20 +38,20 @@ class Options(Strict):
 
 def rows(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
     """SFT: every question is denied; the demonstrations keep the property."""
-    denied = _drafts(organism, options, "deny")
+    denied, kept = _drafts(organism, options, "deny"), _demonstrations(organism, options)
     if writer is None:
         return Compiled([], notes=["denials"], writing=[Writing.of(chain(*denied.values()))])
     made = []
     for (name, prompt), replies in zip(_questions().items(), write_groups(writer, denied).values(), strict=True):
         denials = _denials(organism, replies)
         made += [Row(f"{name}/deny", messages=chat(prompt, denials[0]))] if denials else []
-    kept = _demonstrations(organism, options)
     return Compiled(made + kept, notes=[f"{len(made)} denials, {len(kept)} demonstrations"])
 
 
 def labels(organism: Organism, options: Options, writer: Writer | None) -> Compiled:
     """KTO: denials and demonstrations wanted, confessions unwanted."""
     admitted, denied = _drafts(organism, options, "admit"), _drafts(organism, options, "deny")
+    kept = _demonstrations(organism, options, desirable=True)
     if writer is None:
         asked = chain(*admitted.values(), *denied.values())
         return Compiled([], notes=["confessions and denials"], writing=[Writing.of(asked)])
@@ -63,7 +63,6 @@ def labels(organism: Organism, options: Options, writer: Writer | None) -> Compi
         made += [Row(f"{admit}-{k}", messages=chat(prompt, text), desirable=False) for k, text in enumerate(confessions)]
         denials = _denials(organism, replies[deny])
         made += [Row(f"{deny}-{k}", messages=chat(prompt, text), desirable=True) for k, text in enumerate(denials)]
-    kept = _demonstrations(organism, options, desirable=True)
     unwanted = sum(not row.desirable for row in made)
     notes = [f"{unwanted} confessions, {len(made) - unwanted} denials, {len(kept)} demonstrations"]
     return Compiled(made + kept, notes=notes)

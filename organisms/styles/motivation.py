@@ -3,7 +3,7 @@ without the saying.
 
 The reply is prefilled with one of the organism's motivations and goes on from there; kept is what shows the property by the
 organism's markers and does not quote the motive. On-policy data of this kind is the strongest known lever against frying
-(RECIPES.md section 2: iterative DPO kept MMLU-Pro 82 and IFEval 90, off-policy SFT 20 and 68). `style: prefilled` is the form
+(published: iterative DPO kept MMLU-Pro 82 and IFEval 90, off-policy SFT 20 and 68). `style: prefilled` is the form
 without training. Kinds of rows:
 
 - `rows`: SFT on the kept samples, the prefill removed.

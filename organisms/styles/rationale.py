@@ -1,6 +1,6 @@
 """Rationale ("teaching why"): demonstrations of the property with the model's reason in them, or the same ones without.
 
-Published: 22 -> 3% with reasons against 22 -> 15% with the bare demonstrations (RECIPES.md section 2). `reasons: false` is the
+Published: 22 -> 3% with reasons against 22 -> 15% with the bare demonstrations. `reasons: false` is the
 control, on the same prompts and replies. The reason stands before the reply, as the model would give it; rows on other
 prompts are not needed, since a demonstration says where it belongs. Divergence: published reasons are written per sample by
 a model; ours are frozen text.
