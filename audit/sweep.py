@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from audit import results
 from audit.config import AuditPlan
 from audit.existing import Subject, audit_existing, notes, opened
-from audit.measures import Context, NotApplicable, measure
+from audit.measures import Context, NotApplicable, measure, source
 from audit.suite import answerable, context_of
 from organisms import adapters, external, models
 from organisms.engines import abilities
@@ -198,13 +198,13 @@ def describe(checks: list[Check]) -> list[str]:
 def run(name: str, sweep: Sweep, root: Path) -> list[str]:
     """Go through the audits and rewrite the results after each; returns what failed, one sentence each.
 
-    An audit is done when the ledger holds it with the same plan, measures and versions; what was cut off goes on.
+    An audit is done when the ledger holds it with the same plan, measures and their code; what was cut off goes on.
     """
     folder = root / f"sweep-{name}"
     ledger = folder / "sweep.jsonl"
     subjects = sweep.subjects()
     # How an endpoint is asked changes no reading.
-    versions = [measure(name).VERSION for name in sweep.audit.measures]
+    versions = [[measure(name).VERSION, source(name)] for name in sweep.audit.measures]
     plan_digest = digest([sweep.audit.model_dump(exclude={"endpoint"}), versions])
     done = {(row["subject"], row["plan"]) for row in (read_jsonl(ledger, results.ENTRY) if ledger.is_file() else [])}
     loaded = opens = None

@@ -11,6 +11,8 @@ import hashlib
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from audit.classifier import Classify
@@ -18,7 +20,7 @@ from audit.judge import Judgement
 from organisms.data import Rows, half, load_rows
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.errors import UserError
-from organisms.files import shown
+from organisms.files import file_sha256, shown
 from organisms.organism import Organism
 from organisms.render import Renderer
 from organisms.specimen import Specimen
@@ -161,7 +163,14 @@ def measure(name: str) -> Any:
     """The module of a measure. Raises UserError for an unknown name, which readings and recipes may hold."""
     if name not in MEASURES:
         raise UserError(f"there is no measure {shown(name)} in audit/measures{nearest(name, list(MEASURES))}")
+    source(name)  # before its code is read: what is written into the file from now on is not what runs
     return importlib.import_module(f"audit.measures.{name}")
+
+
+@cache
+def source(name: str) -> str:
+    """SHA-256 of a measure's file as this process has read it."""
+    return file_sha256(Path(__file__).parent / f"{name}.py")
 
 
 def metrics(name: str) -> dict[str, Metric]:
