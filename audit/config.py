@@ -50,7 +50,7 @@ class AuditPlan(Strict):
     def _known_measures(cls, names: list[str]) -> list[str]:
         for name in names:
             if name not in MEASURES:
-                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+                raise ValueError(measures.unknown(name))
         if not names:
             raise ValueError("name at least one measure")
         if set(names) <= {"fluency"}:
@@ -62,7 +62,7 @@ class AuditPlan(Strict):
     def _known_options(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, values in options.items():
             if name not in MEASURES:
-                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+                raise ValueError(measures.unknown(name))
             module = measures.measure(name)
             if not hasattr(module, "Options"):
                 raise ValueError(f"{name} has no options")
@@ -118,7 +118,7 @@ class AuditPlan(Strict):
     def _known_margins(cls, margins: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for name, values in margins.items():
             if name not in MEASURES:
-                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+                raise ValueError(measures.unknown(name))
             known = {metric.name for metric in measures.metrics(name).values() if metric.worse}
             for metric, value in values.items():
                 if metric not in known:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
-from audit import paired
+from audit import contract, paired
 from audit import readings as ledger
 from audit.answers import Answers, answers_file, asked_digest
 from audit.ask import ask
@@ -253,7 +253,9 @@ def _measure(
     seconds = round(stored["seconds"] + kept.seconds, 1)
     if cached is not None and stored["rounds"] != rounds:
         write_json(cached, {"answers": answers, "rounds": rounds, "seconds": seconds})
-    return module.score(context, asked, answers), seconds
+    samples = module.score(context, asked, answers)
+    contract.check_samples(module, [one.item for one in asked], samples)
+    return samples, seconds
 
 
 def _append_new(job: Job, lines: list[Reading], present: dict[tuple, Reading]) -> list[Reading]:

@@ -8,15 +8,16 @@ first, for estimates of cost; `guard(context, samples, base)`, verdicts on readi
 """
 
 import hashlib
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
+from audit import contract
 from audit.classifier import Classify
 from audit.judge import Judgement
+from organisms.contract import imported
 from organisms.data import Rows, half, load_rows
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.errors import UserError
@@ -27,7 +28,10 @@ from organisms.specimen import Specimen
 from organisms.strict import nearest
 
 Item = TypeVar("Item")
+Kind = Literal["rate", "mean", "ratio", "share", "pairs", "constant"]
 Request = Generate | Score | NextToken | Divergence | Judgement | Classify
+
+FOLDER = Path(__file__).parent
 
 # Order matters: leakage and fluency read the generations that the measures before them made.
 MEASURES = (
@@ -58,7 +62,7 @@ class Metric:
     """
 
     name: str
-    kind: Literal["rate", "mean", "ratio", "share", "pairs", "constant"]
+    kind: Kind
     worse: Literal["lower", "higher", "both"] | None = None
     margin: float | None = None
     headline: bool = False
@@ -160,17 +164,37 @@ class NotApplicable(Exception):
 
 
 def measure(name: str) -> Any:
-    """The module of a measure. Raises UserError for an unknown name, which readings and recipes may hold."""
+    """The module of a measure.
+
+    Raises UserError for an unknown name, which readings and recipes may hold, and for a file that is no measure.
+    """
     if name not in MEASURES:
-        raise UserError(f"there is no measure {shown(name)} in audit/measures{nearest(name, list(MEASURES))}")
+        raise UserError(unknown(name))
+    return _loaded(name)
+
+
+@cache
+def _loaded(name: str) -> Any:
     source(name)  # before its code is read: what is written into the file from now on is not what runs
-    return importlib.import_module(f"audit.measures.{name}")
+    module = imported("audit.measures", name)
+    contract.check(module, name, get_args(Kind))
+    return module
+
+
+def unknown(name: str) -> str:
+    """What is said of a name that is none of MEASURES."""
+    if name.isidentifier() and (FOLDER / f"{name}.py").is_file():
+        return f"audit/measures/{name}.py exists but is not in MEASURES (audit/measures/__init__.py); add {name!r} there"
+    return f"there is no measure {shown(name)} in audit/measures{nearest(name, list(MEASURES))}"
 
 
 @cache
 def source(name: str) -> str:
     """SHA-256 of a measure's file as this process has read it."""
-    return file_sha256(Path(__file__).parent / f"{name}.py")
+    path = FOLDER / f"{name}.py"
+    if not path.is_file():
+        raise UserError(f"MEASURES (audit/measures/__init__.py) names {name!r}, and there is no audit/measures/{name}.py")
+    return file_sha256(path)
 
 
 def metrics(name: str) -> dict[str, Metric]:
