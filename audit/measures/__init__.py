@@ -1,7 +1,8 @@
 """One file a measure: `requests(context)` says what is asked, `score(context, asked, answers)` what the answers are worth.
 
 A new measure is a new file here with NAME, VERSION, METRICS, `data`, `requests` and `score`, and its name in
-MEASURES below. `score` sees only what was stored, so samples can be scored again without a model. Optional:
+MEASURES below (audit/contract.py holds it against that). `score` sees only what was stored, so samples are scored again without
+a model where the file has changed. Optional: `READS_REPLIES`, `OWN_ITEMS` (CONTRIBUTING.md);
 `Options`, what a recipe may set under `audit.options.<measure>`; `follow_up(context, asked, answers)`, requests that
 depend on the answers so far, called until it returns none; `rounds(context)`, how much all of these ask, in units of the
 first, for estimates of cost; `guard(context, samples, base)`, verdicts on readings that must not be believed.
@@ -121,8 +122,8 @@ class Context:
     """Everything a measure may look at.
 
     base: the base's own samples by measure, None where the specimen is the base; earlier: this specimen's samples of other
-    measures; sources: data set -> where from; options: measure -> its Options; limit: most items a measure asks;
-    parameters: of the base, None where unknown; judged: whether a judge can be asked; lacks: why a request cannot be
+    measures; sources: data set -> where from; options: measure -> its Options; limit: most items of each kind that a measure
+    asks; parameters: of the base, None where unknown; judged: whether a judge can be asked; lacks: why a request cannot be
     answered by what runs the specimen, None where it can.
     """
 
