@@ -103,7 +103,7 @@ def overridden(values: dict, overrides: list[str], source: str) -> dict:
             parsed = _value(text)
             if OmegaConf.select(config, key.rsplit(".", 1)[0]) is None and "." in key and "[" in key:
                 first = re.split(r"[.\[]", key)[0]
-                close = "" if first in values else nearest(first, list(values))
+                close = "" if first in values or not values else nearest(first, list(values))
                 raise UserError(f"override {shown(override)}: {source} has no {shown(key.rsplit('.', 1)[0])[1:-1]}{close}")
             OmegaConf.update(config, key, parsed, merge=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, AttributeError) as error:

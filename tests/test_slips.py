@@ -14,6 +14,7 @@ from audit.sweep import load as load_sweep
 from organisms import models, organism
 from organisms.errors import UserError
 from organisms.strict import Strict, validate
+from recipes import grid
 from recipes.plan import describe as plan_lines
 from recipes.plan import plan
 from recipes.recipe import resolve, shipped
@@ -77,6 +78,13 @@ def test_an_organism_given_by_path_is_planned_by_its_name(tmp_path):
     resolved = resolve("flattery-documents", [f"organism={tmp_path / 'mine.yaml'}"])
     (line,) = [line for line in plan_lines(resolved, plan(resolved)) if line.startswith("recipe ")]
     assert "flattery-documents: mine by documents" in line and str(tmp_path) not in line
+
+
+def test_a_sweep_takes_an_override_of_a_stage():
+    _, sweep = grid.load("styles", ["stages[0].learning_rate=1e-4"])
+    assert sweep.set[-1] == "stages[0].learning_rate=1e-4"
+    with pytest.raises(UserError, match="is not key=value"):
+        grid.load("styles", ["stages"])
 
 
 def test_phony_holds_every_target_of_the_makefile():
