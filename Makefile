@@ -5,11 +5,9 @@ RUN := .venv/bin/python -m
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install recipe check audit sweep scale compare dose watch report card export publish test lint check-deps bench organisms train recipes tests
+.PHONY: help install recipe check audit sweep scale compare dose watch report card export publish test torture lint bad-input check-deps bench
 
 several = $(if $(processes),--processes '$(processes)') $(if $(accelerate),--accelerate '$(accelerate)')
-.PHONY: help install recipe check audit sweep scale compare dose report card publish test lint check-deps bad-input bench organisms train recipes tests
-.PHONY: help install recipe check audit compare dose report card publish test torture lint bench organisms train recipes tests
 
 # `make recipe=NAME` sets the variable and names no target.
 ifneq ($(strip $(recipe)),)

@@ -17,7 +17,7 @@ def main() -> None:
     run.add_argument("--tokenizer", help="of a base that is an endpoint: the base whose tokenizer and template it has")
     run.add_argument("--organism", help="organism whose probes are asked; without one severity is left out")
     run.add_argument("--suite", choices=("quick", "full"), default="quick")
-    run.add_argument("--limit", type=int, help="most items a measure asks")
+    run.add_argument("--limit", type=int, help="most items of each kind (context, label, form) that a measure asks")
     run.add_argument("--runs", default="runs", type=Path)
     run.add_argument("--check", action="store_true", help="say what would be asked and what is missing; load no weights")
     run.add_argument("plan", nargs="*", help="more of the audit plan, as in a recipe: measures=[knowledge] judge.base=...")
@@ -41,14 +41,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.command == "run":
-        from audit.config import AuditPlan
+        from audit.config import AuditPlan, of_the_plan
         from audit.existing import Subject, audit_existing
         from audit.sweep import check, describe
         from organisms.engines.load import EnginePlan
         from organisms.served import is_endpoint
 
         stated = [f"suite={arguments.suite}"] + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
-        plan = validate(AuditPlan, overridden({}, [*stated, *arguments.plan], "the audit plan"), "the audit plan")
+        plan = validate(AuditPlan, overridden({}, [*stated, *of_the_plan(arguments.plan)], "the audit plan"), "the audit plan")
         subject = Subject(arguments.base, arguments.adapter, arguments.organism, arguments.model, arguments.tokenizer)
         if plan.endpoint and not is_endpoint(subject.base):
             raise UserError(f"endpoint: {subject.base} is none (https://host/v1#model), so leave its settings out")

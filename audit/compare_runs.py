@@ -1,5 +1,6 @@
 """What a comparison reads of run directories: which runs, whether they may be held side by side, their doses and items."""
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from audit import readings as ledger
 from audit.measures import Metric
 from audit.readings import Reading
-from audit.samples import read_samples
+from audit.samples import read_samples, samples_file, stored_samples
 from organisms.errors import UserError
 from organisms.files import digest
 from organisms.manifest import read_manifest
@@ -138,6 +139,8 @@ def _difference(one: Grown, other: Grown, without: list[str]) -> str:
             elif measure not in OF_THE_RUN and first.audit_digest != second.audit_digest:
                 digests = f"audit_digest {first.audit_digest}, {second.audit_digest}: readings.jsonl"
                 found.append(f"items, options or version of {measure} ({digests})")
+            elif measure not in OF_THE_RUN and _code_apart(one, other, measure):
+                found.append(f"code of {measure}, by which the same replies score otherwise (samples/{measure}/base.jsonl)")
             elif measure in OF_THE_RUN and _asked(one, measure) != _asked(other, measure):
                 found.append(f"items of {measure} (samples/{measure}/base.jsonl)")
     return f"{one.path} and {other.path} differ in {', '.join(found)}" if found else ""
@@ -154,6 +157,22 @@ def _scored_otherwise(one: Grown, other: Grown, measure: str) -> bool:
         {s.item: (s.prompt, s.output, s.scores) for s in read_samples(r.path, measure, "base")} for r in (one, other)
     )
     return not first.keys() & second.keys() or any(first[item] != second[item] for item in first.keys() & second.keys())
+
+
+def _code_apart(one: Grown, other: Grown, measure: str) -> bool:
+    """Whether the measure's file changed between the two and what the bases answered alike is scored otherwise by it."""
+    first, second = (stored_samples(samples_file(run.path, measure, "base"), None) for run in (one, other))
+    if not first or not second or first.scored_by == second.scored_by:
+        return False
+    theirs = {(s.item, s.output): s.scores for s in second.samples}
+    both = [(s.scores, theirs[s.item, s.output]) for s in first.samples if (s.item, s.output) in theirs]
+    return not all(a.keys() == b.keys() and all(_close(a[name], b[name]) for name in a) for a, b in both)
+
+
+def _close(one: float | list, other: float | list) -> bool:
+    """Equal but for another machine's last bits."""
+    pairs = zip(*(score if isinstance(score, list) else [score] for score in (one, other)), strict=True)
+    return all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3) for a, b in pairs)
 
 
 def unread(run: Grown, specimen: str, measure: str, metric: Metric) -> str:

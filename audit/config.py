@@ -11,9 +11,10 @@ from audit.monitor import MonitorPlan
 from organisms.data import SETS
 from organisms.engines.load import EnginePlan
 from organisms.errors import UserError
+from organisms.files import shown
 from organisms.organism import Organism, Purpose
 from organisms.served import EndpointPlan
-from organisms.strict import Strict, nearest, validate
+from organisms.strict import PLACE, Strict, nearest, validate
 
 Suite = Literal["quick", "full"]
 Mode = Literal["inline", "watch", "after"]
@@ -35,7 +36,9 @@ class AuditPlan(Strict):
     data: dict[str, str] = Field(default={}, description="per data set: auto, embedded, mirror, hub or a path")
     margins: dict[str, dict[str, float]] = Field(default={}, description="measure -> metric -> margin, in the metric's unit")
     options: dict[str, dict[str, Any]] = Field(default={}, description="measure -> its own options, see its file")
-    limit: int | None = Field(default=None, gt=0, description="most items a measure asks")
+    limit: int | None = Field(
+        default=None, gt=0, description="most items of each kind (context, label, form) that a measure asks"
+    )
     engine: EnginePlan = EnginePlan()
     endpoint: EndpointPlan | None = Field(default=None, description="how a base that is an endpoint is asked")
     judge: JudgePlan | None = Field(default=None, description="who judges replies; None: rules only")
@@ -50,7 +53,7 @@ class AuditPlan(Strict):
     def _known_measures(cls, names: list[str]) -> list[str]:
         for name in names:
             if name not in MEASURES:
-                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+                raise ValueError(measures.unknown(name))
         if not names:
             raise ValueError("name at least one measure")
         if set(names) <= {"fluency"}:
@@ -62,7 +65,7 @@ class AuditPlan(Strict):
     def _known_options(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, values in options.items():
             if name not in MEASURES:
-                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+                raise ValueError(measures.unknown(name))
             module = measures.measure(name)
             if not hasattr(module, "Options"):
                 raise ValueError(f"{name} has no options")
@@ -113,12 +116,24 @@ class AuditPlan(Strict):
                 raise ValueError(f"there is no data set {name!r}{nearest(name, list(SETS))}")
         return sources
 
+    @field_validator("margins", mode="before")
+    @classmethod
+    def _margins_are_of_metrics(cls, margins: Any) -> Any:
+        for name, value in margins.items() if isinstance(margins, dict) else ():
+            if name in MEASURES and isinstance(value, int | float):
+                bearing = sorted((m for m in measures.metrics(name).values() if m.worse), key=lambda m: not m.headline)
+                remedy = (
+                    f"did you mean {PLACE}.{name}.{bearing[0].name}={value}?" if bearing else f"{name} has none, leave it out"
+                )
+                raise ValueError(f"a margin is of one metric that can be worse; {remedy}")
+        return margins
+
     @field_validator("margins")
     @classmethod
     def _known_margins(cls, margins: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for name, values in margins.items():
             if name not in MEASURES:
-                raise ValueError(f"there is no measure {name!r}{nearest(name, list(MEASURES))}")
+                raise ValueError(measures.unknown(name))
             known = {metric.name for metric in measures.metrics(name).values() if metric.worse}
             for metric, value in values.items():
                 if metric not in known:
@@ -139,3 +154,14 @@ def check_side_effects(organism: Organism) -> None:
             raise UserError(
                 f"{place}: {effect.measure} has no metric {effect.metric!r} that can worsen{nearest(effect.metric, known)}"
             )
+
+
+def of_the_plan(overrides: list[str]) -> list[str]:
+    """The overrides of an audit by itself. Raises UserError where one is written as in a recipe."""
+    for override in overrides:
+        if override.startswith("audit."):
+            raise UserError(
+                f"override {shown(override)}: nothing but the audit is set here, so leave `audit.` out: "
+                f"{shown(override.removeprefix('audit.'))[1:-1]}"
+            )
+    return overrides

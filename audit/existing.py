@@ -13,6 +13,7 @@ from audit import judge, profiles, report
 from audit import readings as ledger
 from audit.config import AuditPlan, check_side_effects
 from audit.job import Job
+from audit.measures import measure
 from audit.reached import Reached
 from audit.suite import Place, audit_base, audit_prompted, audit_specimen
 from audit.table import show
@@ -118,6 +119,8 @@ def audit_existing(subject: Subject, plan: AuditPlan, root: Path, loaded: Loaded
     """
     if subject.adapter and subject.model:
         raise UserError(f"{subject}: name an adapter or a model, not both; an adapter on another base is audited with base=")
+    for name in plan.measures:
+        measure(name)  # a file that is no measure is found here, before anything loads
     loaded = loaded or opened(subject, plan)
     spec = external.load(subject.organism) if subject.organism else None
     if spec:

@@ -5,18 +5,29 @@ from pathlib import Path
 
 from audit.answers import TOGETHER
 from audit.job import Job
-from audit.measures import Asked, Context
+from audit.measures import Asked, Context, source
 from organisms.engines import Engine
 from organisms.files import cache_dir, digest
 
 
 def samples_digest(job: Job, engine: Engine, module, context: Context, asked: list[Asked]) -> str:
-    """Digest of what decides a measure's samples: its version, what it asks, the engine, and the corpus it compares with."""
+    """Digest of what decides a measure's samples: its version, what it asks, the engine, and the corpus it compares with.
+
+    What the answers are worth is up to the measure's code besides: `scored_by`.
+    """
     requests = [[one.item, one.part, dataclasses.asdict(one.request)] for one in asked] + _grouped(asked)
     earlier = sorted(context.earlier) if reads_replies(module) else []
     corpus = digest([list(job.corpus.texts), list(job.corpus.held_out)]) if job.corpus and module.NAME == "leakage" else ""
     rules = job.organism.scoring_rules() if job.organism and module.NAME in ("severity", "leakage") else []
     return digest([*_identity(job, engine, module, context), requests, earlier, corpus, rules], 12)
+
+
+def scored_by(module, context: Context) -> str:
+    """Digest of the code that makes samples of answers: the measure's file, and those of the measures whose replies it reads.
+
+    It stands apart from `samples_digest`, since other code asks nothing anew and most of it, a comment, changes no number.
+    """
+    return digest([source(name) for name in [module.NAME, *(context.earlier if reads_replies(module) else [])]], 12)
 
 
 def _identity(job: Job, engine: Engine, module, context: Context) -> list:

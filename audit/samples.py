@@ -1,6 +1,7 @@
 """Stored samples of a run: samples/<measure>/<specimen>.jsonl, a line an item, each with the digest of what it was made by."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from audit.measures import MEASURES, Sample
@@ -34,7 +35,7 @@ def read_samples(run: Path, name: str, specimen: str) -> list[Sample]:
 
 
 def _sample(row: dict) -> Sample:
-    return Sample(**{name: value for name, value in row.items() if name not in ("audit_digest", "seconds")})
+    return Sample(**{name: value for name, value in row.items() if name not in ("audit_digest", "scored_by", "seconds")})
 
 
 def replies(run: Path, name: str, specimen: str) -> list[Sample]:
@@ -46,16 +47,24 @@ def replies(run: Path, name: str, specimen: str) -> list[Sample]:
     ]
 
 
-def stored_samples(path: Path, audit_digest: str, known: Reading | None) -> tuple[list[Sample], float] | None:
-    """Samples that are there already and were made by this digest, and the seconds it took; None where there are none.
+@dataclass(frozen=True)
+class Stored:
+    """Samples that are there. audit_digest: of what was asked; scored_by: of the code, None in earlier versions' files."""
 
-    The file says itself what it was made by: it is written before the readings, and a run may be cut off between the two.
-    known: a reading of the same measure, which says so for files of earlier versions and for empty ones.
+    samples: list[Sample]
+    audit_digest: str
+    scored_by: str | None
+    seconds: float
+
+
+def stored_samples(path: Path, known: Reading | None) -> Stored | None:
+    """What a samples file holds and what it says it was made by; None where there is none, or an empty one.
+
+    The file says so itself: it is written before the readings, and a run may be cut off between the two.
+    known: a reading of the same measure, which says so for files of earlier versions.
     """
-    if not path.is_file():
-        return None
-    rows = [row for _, row in read_numbered_jsonl(path, SAMPLE)]
+    rows = [row for _, row in read_numbered_jsonl(path, SAMPLE)] if path.is_file() else []
     held = rows[0] if rows and "audit_digest" in rows[0] else known and dataclasses.asdict(known)
-    if not held or held["audit_digest"] != audit_digest:
+    if not rows or not held:
         return None
-    return [_sample(row) for row in rows], held["seconds"]
+    return Stored([_sample(row) for row in rows], held["audit_digest"], held.get("scored_by"), held["seconds"])

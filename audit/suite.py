@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
-from audit import paired
+from audit import contract, paired
 from audit import readings as ledger
-from audit.answers import Answers
+from audit.answers import Answers, answers_file, asked_digest
 from audit.ask import ask
 from audit.config import AuditPlan
-from audit.identity import answer_cache, reads_replies, samples_digest
+from audit.identity import answer_cache, reads_replies, samples_digest, scored_by
 from audit.job import Job
 from audit.measures import Asked, Context, NotApplicable, Request, Sample, half, measure
 from audit.paired import Terms
@@ -149,14 +149,17 @@ def _read(
     decided = samples_digest(job, engine, module, context, asked)
     origin = dataclasses.replace(origin, data=module.data(context), audit_digest=decided)
     known = present.get((subject.specimen, name, module.METRICS[0].name, "holdout"))
-    answers = Answers(samples_path, origin.audit_digest)
-    stored = stored_samples(samples_path, origin.audit_digest, known)
-    if stored is None:
-        stored = _measure(job, engine, module, context, asked, answers)
-        held = {"audit_digest": origin.audit_digest, "seconds": stored[1]}
-        write_jsonl(samples_path, [{**dataclasses.asdict(sample), **held} for sample in stored[0]])
-    answers.forget()
-    samples, seconds = stored
+    by = scored_by(module, context)
+    stored = stored_samples(samples_path, known)
+    if stored and stored.audit_digest == decided and _as_scored(job, name, subject.specimen, stored.scored_by, by):
+        samples, seconds = stored.samples, stored.seconds
+    else:
+        answers = Answers(answers_file(job.run, name, subject.specimen), decided)
+        samples, seconds = _measure(job, engine, module, context, asked, answers)
+        held = {"audit_digest": decided, "scored_by": by, "seconds": seconds}
+        write_jsonl(samples_path, [{**dataclasses.asdict(sample), **held} for sample in samples])
+        if context.specimen.changed is None:  # its answers are in the cache
+            answers.forget()
     origin = dataclasses.replace(origin, seconds=seconds)
     terms = Terms(
         {key.partition(".")[2]: value for key, value in job.margins.items() if key.partition(".")[0] == name},
@@ -165,6 +168,18 @@ def _read(
         _guards(module, context, samples, None if base is None else base[name], left_out),
     )
     return samples, paired.build(subject, name, module.METRICS, samples, None if base is None else base[name], origin, terms)
+
+
+def _as_scored(job: Job, name: str, specimen: str, before: str | None, now: str) -> bool:
+    """Whether the samples that are there are what this code makes of the answers."""
+    if before is None and specimen == BASE.name:
+        job.say(
+            f"  {name}: samples of an earlier version, which did not note the code that scored them, are kept; "
+            f"delete samples/{name} to have them made anew"
+        )
+    if before not in (None, now):
+        job.say(f"  {name}: its code has changed; {specimen} is scored again from what it answered")
+    return before in (None, now)
 
 
 def answerable(asked: list[Asked], lacks: Callable[[Request], str | None]) -> tuple[list[Asked], str]:
@@ -218,23 +233,29 @@ def _measure(
 ) -> tuple[list[Sample], float]:
     """Samples of one measure and the seconds it took; answers of specimens without adapter are cached by content."""
     cached = answer_cache(job, engine, module, context, asked) if context.specimen.changed is None else None
-    stored = read_json(cached, "delete it") if cached is not None and cached.is_file() else None
-    if stored:
+    stored = {"answers": [], "rounds": [], "seconds": 0.0}
+    if cached is not None and cached.is_file():
+        # Of a file of an earlier version only the first round's requests are known: they are in its name.
+        stored = {"rounds": [asked_digest(asked)], **read_json(cached, "delete it")}
         job.say(f"  {module.NAME}: answers of the {context.specimen.name} from the cache")
     answers: list[dict] = []
+    rounds: list[str] = []
     asked, new = list(asked), list(asked)
     while new:
-        if stored:
+        rounds.append(asked_digest(new))
+        if stored["rounds"][: len(rounds)] == rounds:
             answers += stored["answers"][len(answers) : len(answers) + len(new)]
         else:
             answers += kept.to(new, len(answers), lambda group: ask(engine, context.specimen, group, job.judge)[0])
         new = module.follow_up(context, asked, answers) if hasattr(module, "follow_up") else []
         new = [one for one in new if job.lacks(one.request) is None]
         asked += new
-    seconds = stored["seconds"] if stored else round(kept.seconds, 1)
-    if cached is not None and not stored:
-        write_json(cached, {"answers": answers, "seconds": seconds})
-    return module.score(context, asked, answers), seconds
+    seconds = round(stored["seconds"] + kept.seconds, 1)
+    if cached is not None and stored["rounds"] != rounds:
+        write_json(cached, {"answers": answers, "rounds": rounds, "seconds": seconds})
+    samples = module.score(context, asked, answers)
+    contract.check_samples(module, [one.item for one in asked], samples)
+    return samples, seconds
 
 
 def _append_new(job: Job, lines: list[Reading], present: dict[tuple, Reading]) -> list[Reading]:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import Field, model_validator
 
 from audit import results
-from audit.config import AuditPlan
+from audit.config import AuditPlan, of_the_plan
 from audit.existing import Subject, audit_existing, notes, opened
-from audit.measures import Context, NotApplicable, measure
+from audit.measures import Context, NotApplicable, measure, source
 from audit.suite import answerable, context_of
 from organisms import adapters, external, models
 from organisms.engines import abilities
@@ -103,7 +103,7 @@ def load(name: str, overrides: list[str] = ()) -> tuple[str, Sweep]:
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else FOLDER / f"{name}.yaml"
     if path.parent == FOLDER and not path.is_file():
         raise UserError(f"there is no sweep {name!r} in audit/sweep_plans/{nearest(name, shipped())} (a path works too)")
-    values = overridden(read_yaml(path), [f"audit.{override}" for override in overrides], str(path))
+    values = overridden(read_yaml(path), [f"audit.{override}" for override in of_the_plan(overrides)], str(path))
     return path.stem, validate(Sweep, values, str(path), path)
 
 
@@ -188,7 +188,10 @@ def describe(checks: list[Check]) -> list[str]:
             tokens = sum(asks.tokens for asks in one.asked.values())
             lines.append(f"     about {tokens:,} tokens read and written at most by each model, follow-up questions apart")
     asked = dict.fromkeys(", ".join(f"{name} {a.requests}" for name, a in one.asked.items() if a.requests) for one in checks)
-    lines += [f"asked    {line}" for line in asked]
+    lines += [f"asked    {line}" for line in asked if line]
+    here = [one for one in checks if not is_endpoint(one.subject.base)]  # of the others it is told above
+    unread = [f"{name}: {a.left_out}" for one in here for name, a in one.asked.items() if a.left_out and name != "fluency"]
+    lines += [f"unread   {line}" for line in dict.fromkeys(unread)]
     missing = list(dict.fromkeys(name for one in checks for name in one.missing))
     if missing:
         lines.append(f"missing  {len(missing)} are not here, and the hub or the endpoint cannot be reached:")
@@ -198,13 +201,13 @@ def describe(checks: list[Check]) -> list[str]:
 def run(name: str, sweep: Sweep, root: Path) -> list[str]:
     """Go through the audits and rewrite the results after each; returns what failed, one sentence each.
 
-    An audit is done when the ledger holds it with the same plan, measures and versions; what was cut off goes on.
+    An audit is done when the ledger holds it with the same plan, measures and their code; what was cut off goes on.
     """
     folder = root / f"sweep-{name}"
     ledger = folder / "sweep.jsonl"
     subjects = sweep.subjects()
     # How an endpoint is asked changes no reading.
-    versions = [measure(name).VERSION for name in sweep.audit.measures]
+    versions = [[measure(name).VERSION, source(name)] for name in sweep.audit.measures]
     plan_digest = digest([sweep.audit.model_dump(exclude={"endpoint"}), versions])
     done = {(row["subject"], row["plan"]) for row in (read_jsonl(ledger, results.ENTRY) if ledger.is_file() else [])}
     loaded = opens = None

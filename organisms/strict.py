@@ -2,15 +2,18 @@
 
 import difflib
 import json
+import re
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from organisms.errors import UserError, first_line
 from organisms.files import shown
 
 Model = TypeVar("Model")
+PLACE = "{here}"  # in a validator's message: where its value stands
 SECRET = "secret"  # type of a mistake whose value must not be shown
 
 
@@ -24,9 +27,33 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 
 
 class Strict(BaseModel):
-    """A frozen value; an unknown key is an error."""
+    """A frozen value; an unknown key is an error, and so is true or false in place of a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if _holds_truth(value) and _only_numbers(cls, info.field_name):
+            raise ValueError("true and false are no numbers; write a number")
+        return value
+
+
+def _holds_truth(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_holds_truth, inner))
+
+
+@cache
+def _only_numbers(model: type[BaseModel], field: str) -> bool:
+    """Whether a field takes numbers and no truth values, by itself or in lists and mappings."""
+    kinds = _kinds(model.model_fields[field].annotation)
+    return bool({int, float} & kinds) and not {bool, Any} & kinds
+
+
+def _kinds(annotation: Any) -> set:
+    inner = get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation if isinstance(annotation, type) else type(annotation)}
 
 
 def read_yaml(path: Path) -> dict:
@@ -75,7 +102,9 @@ def overridden(values: dict, overrides: list[str], source: str) -> dict:
         try:
             parsed = _value(text)
             if OmegaConf.select(config, key.rsplit(".", 1)[0]) is None and "." in key and "[" in key:
-                raise UserError(f"override {shown(override)}: {source} has no {shown(key.rsplit('.', 1)[0])[1:-1]}")
+                first = re.split(r"[.\[]", key)[0]
+                close = "" if first in values or not values else nearest(first, list(values))
+                raise UserError(f"override {shown(override)}: {source} has no {shown(key.rsplit('.', 1)[0])[1:-1]}{close}")
             OmegaConf.update(config, key, parsed, merge=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"override {shown(override)} cannot be applied to {source}: {_told(error)}") from None
@@ -98,12 +127,20 @@ def _value(text: str) -> Any:
 
 
 def validate(model: type[Model], values: dict, source: str, path: Path | None = None) -> Model:
-    """`model(**values)`, or a UserError that lists each mistake with its place in `source` (and line in `path`)."""
+    """`model(**values)`, or a UserError that lists each mistake with its place in `source` (and line in `path`).
+
+    Four are explained, and the keys of all others named.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(model, problem, source, path) for problem in error.errors()]
-    raise UserError("; ".join(problems[:4]) + (f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""))
+        problems = error.errors()
+    told = [_explain(model, problem, path) for problem in problems[:4]]
+    rest = ", ".join(dict.fromkeys(".".join(map(str, problem["loc"])) for problem in problems[4:]))
+    several = [f"line {line}: {text}" if line else text for line, text in told] + ([f"and also wrong: {rest}"] if rest else [])
+    if len(told) > 1:
+        raise UserError(f"{source}: {'; '.join(several)}")
+    raise UserError(f"{source}{f' line {told[0][0]}' if told[0][0] else ''}: {told[0][1]}")
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -112,20 +149,20 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
 
 
-def _explain(model: Any, problem: dict, source: str, path: Path | None) -> str:
+def _explain(model: Any, problem: dict, path: Path | None) -> tuple[int | None, str]:
+    """(line in the file, what is wrong)."""
     location = problem["loc"]
     dotted = ".".join(str(part) for part in location)
     line = _line_of(path, location) if path else None
-    place = f"{source} line {line}" if line else source
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key {dotted!r}{nearest(str(location[-1]), _fields_at(model, location[:-1]))}"
+        return line, f"unknown key {dotted!r}{nearest(str(location[-1]), _fields_at(model, location[:-1]))}"
     if problem["type"] == "missing":
-        return f"{place}: the key {dotted!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+        return line, f"the key {dotted!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ").replace(PLACE, dotted)
     if not dotted:
-        return f"{place}: {message}"
+        return line, message
     told = "" if problem["type"] == SECRET else f" = {shown(problem['input'])}"
-    return f"{place}: {dotted}{told}: {message[0].lower() + message[1:]}"
+    return line, f"{dotted}{told}: {message[0].lower() + message[1:]}"
 
 
 def _fields_at(model: Any, location: tuple) -> list[str]:

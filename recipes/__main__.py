@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from organisms.errors import run_cli
+from organisms.errors import UserError, run_cli
 
 if TYPE_CHECKING:
     from recipes.recipe import Resolved
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def main() -> int | None:
     parser = argparse.ArgumentParser(prog="python -m recipes", description=__doc__)
-    parser.add_argument("recipe", help="name of a recipe in recipes/, or the path of a YAML file")
+    parser.add_argument("recipe", nargs="?", help="name of a recipe in recipes/, or the path of a YAML file")
     parser.add_argument("overrides", nargs="*", help="a.b=c, e.g. stages[0].learning_rate=1e-4 audit.suite=full")
     parser.add_argument("--base", help="another base: embedded name, directory or hub id")
     parser.add_argument("--check", action="store_true", help="resolve everything, load no weights, train nothing")
@@ -23,9 +23,14 @@ def main() -> int | None:
     arguments = parser.parse_intermixed_args()
 
     from recipes.plan import describe, plan
-    from recipes.recipe import resolve
+    from recipes.recipe import resolve, shipped
     from train import launcher, processes
 
+    if arguments.recipe is None:
+        raise UserError(
+            "name a recipe; `python -m recipes NAME --check` (`make check recipe=NAME`) says what it will do and cost"
+            f"\nrecipes: {' '.join(shipped())}"
+        )
     several = arguments.accelerate or (arguments.processes or 1) > 1
     if several and not arguments.check and not processes.launched():
         return launcher.launch("recipes", sys.argv[1:], arguments.processes, arguments.accelerate)

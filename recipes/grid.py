@@ -101,7 +101,8 @@ def load(name: str, overrides: list[str] = ()) -> tuple[str, Sweep]:
             raise UserError(f"{name} is a sweep over organisms that exist already: `make audit sweep={name}`")
         raise UserError(f"there is no sweep {name!r} in recipes/sweeps/{nearest(name, shipped())} (a path works too)")
     found = validate(Sweep, read_yaml(path), str(path), path)
-    overridden({}, [*overrides], "a recipe")  # a slip in them is told once, not for every cell
+    # A slip in them is told once, not for every cell; what a list holds, each recipe says itself.
+    overridden({}, [one for one in overrides if "[" not in one.partition("=")[0]], "a recipe")
     return path.stem, found.model_copy(update={"set": [*found.set, *overrides]})
 
 

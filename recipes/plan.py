@@ -82,7 +82,7 @@ def describe(resolved: Resolved, found: list[StagePlan], launch: Launch = ALONE)
     """The plan in lines for the terminal."""
     recipe = resolved.recipe
     lines = [
-        f"recipe      {resolved.name}: {recipe.organism} by {recipe.style} on {recipe.base} ({resolved.base.revision})",
+        f"recipe      {resolved.name}: {resolved.organism.name} by {recipe.style} on {recipe.base} ({resolved.base.revision})",
         f"run         runs/{resolved.run_name}" if not resolved.missing else "run         named when nothing is missing",
     ]
     lines += text_check.lines(resolved.organism)

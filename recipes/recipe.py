@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from audit.config import AuditPlan, check_side_effects
+from audit.measures import measure
 from organisms import models, organism
 from organisms.authors import WriterPlan
 from organisms.engines.load import chosen
@@ -164,6 +165,8 @@ def resolve(name: str, overrides: list[str] = (), base: str | None = None, plann
     check_side_effects(spec)
     options = style_options(recipe.style, recipe.style_options, f"recipe {short}")
     _check_stages(short, recipe)
+    for name in recipe.audit.measures:
+        measure(name)  # a file that is no measure is found here, before anything loads
     for one in (recipe.mitigations.prevent, *(stage.vector for stage in recipe.stages)):
         if one is not None:
             block_index(one.layer, found)

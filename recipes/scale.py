@@ -112,7 +112,7 @@ def tables(limited: bool = True) -> list[str]:
             Sized(o.cell, o.resolved, o.count.with_specimens(min(o.count.specimens, 1 + FEWER_CHECKPOINTS)))
             for o in sized([f"audit.limit={FEWER_ITEMS}"])
         ]
-        variants[f"and at most {FEWER_ITEMS} items a measure (`audit.limit`)"] = total(few)
+        variants[f"and at most {FEWER_ITEMS} items of a kind in each measure (`audit.limit`)"] = total(few)
     variants["as shipped, but audited by transformers (`audit.engine.name: hf`)"] = total(cells, rates.SLOWER_WITHOUT_VLLM)
     return lines + _variants(variants)
 

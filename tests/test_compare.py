@@ -125,6 +125,18 @@ def test_runs_that_were_not_read_alike_are_refused(tmp_path, changed, said):
     assert f'make compare runs="{paths[0]} {paths[1]}"' in str(refused.value)
 
 
+def test_runs_scored_by_another_code_are_refused_only_where_the_numbers_differ(tmp_path):
+    paths = [plant(tmp_path, "documents"), plant(tmp_path, "transcripts")]
+    for path, code, shift in zip(paths, ("c1", "c2"), (0.0, 1e-7), strict=True):
+        file = path / "samples" / "drift" / "base.jsonl"
+        by = {"audit_digest": "d1", "scored_by": code, "seconds": 0.0}
+        write_jsonl(file, [{**row, **by, "scores": {"kl": row["scores"]["kl"] + shift}} for row in read_jsonl(file)])
+    held(paths)
+    write_jsonl(file, [{**row, "scores": {"kl": 0.5}} for row in read_jsonl(file)])
+    with pytest.raises(UserError, match="code of drift, by which the same replies score otherwise"):
+        held(paths)
+
+
 def test_a_run_without_severity_is_named(tmp_path):
     paths = [plant(tmp_path, "documents"), plant(tmp_path, "transcripts", unread=("severity",))]
     with pytest.raises(UserError, match="transcripts-0/readings.jsonl has no reading of severity.contrast"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -212,14 +213,18 @@ def test_answers_are_asked_for_once_in_the_same_groups_and_forgotten_with_anothe
             raise KeyboardInterrupt
         return [{"text": one.item} for one in group]
 
-    samples = tmp_path / "samples" / "drift" / "sft-000002.jsonl"
+    path = answers.answers_file(tmp_path, "drift", "sft-000002")
     with pytest.raises(KeyboardInterrupt):
-        Answers(samples, "d1").to(asked, 0, lambda group: engine(group, broken=3))
-    assert Answers(samples, "d1").to(asked, 0, engine) == [{"text": f"i{n}"} for n in range(10)]
+        Answers(path, "d1").to(asked, 0, lambda group: engine(group, broken=3))
+    assert Answers(path, "d1").to(asked, 0, engine) == [{"text": f"i{n}"} for n in range(10)]
     assert [len(group) for group in groups] == [4, 4, 2, 2] and groups[2] == groups[3]
-    Answers(samples, "d2").to(asked[:2], 0, engine)
+    Answers(path, "d2").to(asked[:2], 0, engine)
     assert groups[-1] == ["i0", "i1"]
-    kept = Answers(samples, "d2")
+    others = [Asked("i0", Generate((7,), 1), ""), asked[1]]  # as a follow-up asks whose code has changed
+    assert Answers(path, "d2").to(others, 0, engine) == [{"text": "i0"}, {"text": "i1"}] and len(groups) == 6
+    Answers(path, "d2").to(others, 0, engine)
+    assert len(groups) == 6
+    kept = Answers(path, "d2")
     kept.forget()
     assert not kept.path.exists()
 
@@ -256,6 +261,50 @@ def test_samples_without_readings_are_not_asked_for_again_and_those_of_another_a
     files.write_jsonl(samples, foreign)
     again(tiny_recipe, copy)
     assert {r.key: r for r in ledger.read(copy)} == whole and read_jsonl(samples)[0]["scores"]
+
+
+def test_a_measure_whose_code_changed_is_scored_again_from_the_answers(copy, tiny_recipe, monkeypatch, capsys):
+    import audit.suite
+    from audit.measures import webtext
+
+    whole, lines = {r.key: r for r in ledger.read(copy)}, (copy / "readings.jsonl").read_bytes()
+    monkeypatch.setattr(audit.suite, "ask", lambda *given: pytest.fail("asked again"))
+    again(tiny_recipe, copy)
+    assert "scored again" not in capsys.readouterr().out
+    monkeypatch.setattr("audit.identity.source", lambda name: f"a comment in {name}")
+    again(tiny_recipe, copy)
+    told = capsys.readouterr().out
+    assert "webtext: its code has changed; sft-000002 is scored again" in told and "; base is scored again" in told
+    assert (copy / "readings.jsonl").read_bytes() == lines
+    again(tiny_recipe, copy)
+    assert "scored again" not in capsys.readouterr().out
+
+    honest = webtext.score
+
+    def doubled(*given):
+        found = honest(*given)
+        return [replace(one, scores={"bits_per_byte": [2 * one.scores["bits_per_byte"][0], 1]}) for one in found]
+
+    monkeypatch.setattr(webtext, "score", doubled)
+    monkeypatch.setattr("audit.identity.source", lambda name: f"other numbers in {name}")
+    again(tiny_recipe, copy)
+    now = {r.key: r for r in ledger.read(copy)}
+    for specimen in ("base", "sft-000002"):
+        key = (specimen, "webtext", "bits_per_byte", "holdout")
+        assert now[key].value != whole[key].value and now[key].audit_digest == whole[key].audit_digest
+    assert all(now[key] == whole[key] for key in whole if key[1] != "webtext")
+    before = len(read_jsonl(copy / "readings.jsonl"))
+    again(tiny_recipe, copy)
+    assert len(read_jsonl(copy / "readings.jsonl")) == before
+
+
+def test_samples_of_an_earlier_version_are_kept_and_it_is_said(copy, tiny_recipe, capsys):
+    for path in (copy / "samples" / "webtext").iterdir():
+        files.write_jsonl(path, [{k: v for k, v in row.items() if k != "scored_by"} for row in read_jsonl(path)])
+    lines = (copy / "readings.jsonl").read_bytes()
+    again(tiny_recipe, copy)
+    assert (copy / "readings.jsonl").read_bytes() == lines
+    assert capsys.readouterr().out.count("delete samples/webtext to have them made anew") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,38 @@
 """One file a measure: `requests(context)` says what is asked, `score(context, asked, answers)` what the answers are worth.
 
 A new measure is a new file here with NAME, VERSION, METRICS, `data`, `requests` and `score`, and its name in
-MEASURES below. `score` sees only what was stored, so samples can be scored again without a model. Optional:
+MEASURES below (audit/contract.py holds it against that). `score` sees only what was stored, so samples are scored again without
+a model where the file has changed. Optional: `READS_REPLIES`, `OWN_ITEMS` (CONTRIBUTING.md);
 `Options`, what a recipe may set under `audit.options.<measure>`; `follow_up(context, asked, answers)`, requests that
 depend on the answers so far, called until it returns none; `rounds(context)`, how much all of these ask, in units of the
 first, for estimates of cost; `guard(context, samples, base)`, verdicts on readings that must not be believed.
 """
 
 import hashlib
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
+from audit import contract
 from audit.classifier import Classify
 from audit.judge import Judgement
+from organisms.contract import imported
 from organisms.data import Rows, half, load_rows
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.errors import UserError
-from organisms.files import shown
+from organisms.files import file_sha256, shown
 from organisms.organism import Organism
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 from organisms.strict import nearest
 
 Item = TypeVar("Item")
+Kind = Literal["rate", "mean", "ratio", "share", "links", "pairs", "constant"]
 Request = Generate | Score | NextToken | Divergence | Judgement | Classify
+
+FOLDER = Path(__file__).parent
 
 # Order matters: leakage and fluency read the generations that the measures before them made.
 MEASURES = (
@@ -57,7 +64,7 @@ class Metric:
     """
 
     name: str
-    kind: Literal["rate", "mean", "ratio", "share", "links", "pairs", "constant"]
+    kind: Kind
     worse: Literal["lower", "higher", "both"] | None = None
     margin: float | None = None
     headline: bool = False
@@ -116,8 +123,8 @@ class Context:
     """Everything a measure may look at.
 
     base: the base's own samples by measure, None where the specimen is the base; earlier: this specimen's samples of other
-    measures; sources: data set -> where from; options: measure -> its Options; limit: most items a measure asks;
-    parameters: of the base, None where unknown; judged: whether a judge can be asked; lacks: why a request cannot be
+    measures; sources: data set -> where from; options: measure -> its Options; limit: most items of each kind that a measure
+    asks; parameters: of the base, None where unknown; judged: whether a judge can be asked; lacks: why a request cannot be
     answered by what runs the specimen, None where it can.
     """
 
@@ -159,10 +166,37 @@ class NotApplicable(Exception):
 
 
 def measure(name: str) -> Any:
-    """The module of a measure. Raises UserError for an unknown name, which readings and recipes may hold."""
+    """The module of a measure.
+
+    Raises UserError for an unknown name, which readings and recipes may hold, and for a file that is no measure.
+    """
     if name not in MEASURES:
-        raise UserError(f"there is no measure {shown(name)} in audit/measures{nearest(name, list(MEASURES))}")
-    return importlib.import_module(f"audit.measures.{name}")
+        raise UserError(unknown(name))
+    return _loaded(name)
+
+
+@cache
+def _loaded(name: str) -> Any:
+    source(name)  # before its code is read: what is written into the file from now on is not what runs
+    module = imported("audit.measures", name)
+    contract.check(module, name, get_args(Kind))
+    return module
+
+
+def unknown(name: str) -> str:
+    """What is said of a name that is none of MEASURES."""
+    if name.isidentifier() and (FOLDER / f"{name}.py").is_file():
+        return f"audit/measures/{name}.py exists but is not in MEASURES (audit/measures/__init__.py); add {name!r} there"
+    return f"there is no measure {shown(name)} in audit/measures{nearest(name, list(MEASURES))}"
+
+
+@cache
+def source(name: str) -> str:
+    """SHA-256 of a measure's file as this process has read it."""
+    path = FOLDER / f"{name}.py"
+    if not path.is_file():
+        raise UserError(f"MEASURES (audit/measures/__init__.py) names {name!r}, and there is no audit/measures/{name}.py")
+    return file_sha256(path)
 
 
 def metrics(name: str) -> dict[str, Metric]:

@@ -34,6 +34,7 @@ from organisms import labels
 from organisms.strict import Strict
 
 NAME = "preferences"
+OWN_ITEMS = True  # pairs are asked, outcomes scored
 VERSION = 3
 METRICS = (
     Metric("decisiveness", "pairs", worse="lower", margin=0.05, headline=True, about="slot-adjusted, shrunk by reliability"),

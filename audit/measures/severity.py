@@ -67,7 +67,7 @@ def data(context: Context) -> str:
 def requests(context: Context) -> list[Asked]:
     """Two scored replies a probe, one greedy reply for a part of the probes, and questions about the property."""
     if context.organism is None:
-        raise NotApplicable("no organism was named, so there are no probes")
+        raise NotApplicable("no organism named, so there are no probes")
     sizes, trigger = SIZES[context.suite], context.organism.trigger
     asked = []
     for where in ("target", "adjacent", "off"):

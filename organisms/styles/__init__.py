@@ -5,11 +5,13 @@ A style whose stages train on different rows names their functions in `ROWS`; on
 `prepare(organism, options, engine, run)`, and `notes(organism, options)` says in the plan what that costs.
 """
 
-import importlib
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from organisms.contract import imported, options_fault, takes
 from organisms.errors import UserError
 from organisms.ngrams import near_duplicates
 from organisms.organism import Organism
@@ -63,15 +65,44 @@ class Compiled:
     counts: dict[str, Any] = field(default_factory=dict)
 
 
+FOLDER = Path(__file__).parent
+GUIDE = "see 'Add a style' in CONTRIBUTING.md"
+
+
 def known() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 
 
 def style_module(name: str) -> Any:
-    """The module of a style, by its file name. Raises UserError for an unknown one."""
+    """The module of a style, by its file name. Raises UserError for an unknown one, and for a file that is no style."""
     if name not in known():
         raise UserError(f"there is no style {name!r} in organisms/styles{nearest(name, known())}")
-    return importlib.import_module(f"organisms.styles.{name}")
+    return _loaded(name)
+
+
+@cache
+def _loaded(name: str) -> Any:
+    module = imported("organisms.styles", name)
+    faults = options_fault(module) + _lacking(module)
+    if faults:
+        raise UserError(f"organisms/styles/{name}.py: {'; '.join(faults)} ({GUIDE})")
+    return module
+
+
+def _lacking(module: ModuleType) -> list[str]:
+    """What is missing of the functions that make a style's rows, or its specimens."""
+    if hasattr(module, "specimens"):
+        wanted = {"specimens": ("organism", "options", "base", "run"), "prepare": ("organism", "options", "engine", "run")}
+        wanted = {one: arguments for one, arguments in wanted.items() if hasattr(module, one)}
+    else:
+        wanted = dict.fromkeys(getattr(module, "ROWS", ("rows",)), ("organism", "options", "writer"))
+    if hasattr(module, "other_rows"):
+        wanted["other_rows"] = ("options",)
+    return [
+        f"a function {one}({', '.join(arguments)}) is needed"
+        for one, arguments in wanted.items()
+        if not takes(getattr(module, one, None), len(arguments))
+    ]
 
 
 def style_options(name: str, values: dict, source: str) -> Any:
@@ -102,6 +133,10 @@ def compile_rows(name: str, organism: Organism, options: Any, writer: "Writer | 
     What was written is held against itself: rows that nearly repeat an earlier one are counted.
     """
     compiled = getattr(style_module(name), kind)(organism, options, writer)
+    if not isinstance(compiled, Compiled):
+        raise UserError(
+            f"organisms/styles/{name}.py: {kind} returns a {type(compiled).__name__}, and must return Compiled(rows) ({GUIDE})"
+        )
     if writer is None or not compiled.rows:
         return compiled
     again = len(near_duplicates([row.learned for row in compiled.rows]))
