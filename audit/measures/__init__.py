@@ -187,7 +187,7 @@ def unknown(name: str) -> str:
     """What is said of a name that is none of MEASURES."""
     if name.isidentifier() and (FOLDER / f"{name}.py").is_file():
         return f"audit/measures/{name}.py exists but is not in MEASURES (audit/measures/__init__.py); add {name!r} there"
-    return f"there is no measure {shown(name)} in audit/measures{nearest(name, list(MEASURES))}"
+    return f"there is no measure {shown(name)}{nearest(name, list(MEASURES))}"
 
 
 @cache
