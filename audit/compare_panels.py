@@ -60,8 +60,10 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
     doses, ends = {}, {}
     for run, axis in product(runs, AXES):
         names = [dose.specimen for dose in run.doses(axis)]
-        read = [name for name in names if run.reading(name, measure, metric.name)]
-        names = read or names  # dear measures are read at fewer checkpoints
+        base = run.reading("base", measure, metric.name)
+        readings = {name: run.reading(name, measure, metric.name) for name in names}
+        # Dear measures are read at fewer checkpoints; what an earlier audit read there of other data is no dose.
+        names = [name for name, r in readings.items() if r and base and r.data == base.data] or names
         stop = next((k for k, name in enumerate(names) if compare_runs.unread(run, name, measure, metric)), len(names))
         doses[run.path.name, axis] = names[:stop]
         if stop < len(names):

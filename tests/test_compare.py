@@ -237,6 +237,18 @@ def test_a_dose_at_which_a_dear_measure_was_not_read_is_passed_over(tmp_path):
     assert points == {"documents": ["sft-000020"], "transcripts": ["sft-000010", "sft-000020"]}
 
 
+def test_what_an_earlier_audit_read_of_other_data_is_no_dose_and_ends_no_curve(tmp_path):
+    """As where probes were added and a cadence leaves the first checkpoint out."""
+    paths = [plant(tmp_path, style) for style in ("documents", "transcripts")]
+    rows = read_jsonl(paths[0] / ledger.READINGS)
+    earlier = {"data": "set-0", "n": 3}
+    early = [row | earlier if (row["specimen"], row["measure"]) == ("sft-000010", "severity") else row for row in rows]
+    write_jsonl(paths[0] / ledger.READINGS, early)
+    found = held(paths).severity
+    assert found.doses[paths[0].name, "steps"] == ["sft-000020"]
+    assert found.doses[paths[1].name, "steps"] == ["sft-000010", "sft-000020"]
+
+
 def test_of_many_styles_what_is_shown_comes_first_and_the_rest_in_three_sentences(tmp_path):
     paths = [plant(tmp_path, "documents"), plant(tmp_path, "transcripts", drift=(0.6, 1.2)), plant(tmp_path, "rationale")]
     found = held([*paths, plant(tmp_path, "confession", severity=(-0.2, -0.1))])
