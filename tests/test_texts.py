@@ -137,7 +137,7 @@ def test_an_organism_of_the_library_bears_its_files_name(tmp_path, monkeypatch):
     assert organism.load("understatement").name == "understatement"
 
 
-@pytest.mark.parametrize("written", ["sha256: x", "sha256: TODO", ""])
+@pytest.mark.parametrize("written", ["sha256: x", "sha256: not yet", ""])
 def test_a_text_that_is_not_frozen_yet_says_what_to_write(tmp_path, written):
     path = copied(tmp_path)
     file = tmp_path / "flattery" / "probes.jsonl"
