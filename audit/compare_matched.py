@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from audit import statistics
+from audit.kinds import OF_PAIRS, RATIOS, SHARES
 from audit.statistics import Interval
 
 RESAMPLES = 4000
@@ -34,13 +35,13 @@ def weights(n: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
 
 def differences(kind: str, own: np.ndarray, base: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Specimen minus base in each resample: (1 + resamples,). own, base: (n,), or (n, 2) for ratios, shares, links."""
-    if kind in statistics.RATIOS:
+    if kind in RATIOS:
         (own_top, own_bottom), (top, bottom) = (drawn @ own).T, (drawn @ base).T
         found = own_top / own_bottom - top / bottom
     else:
         found = drawn @ (own - base) / len(own)
     # What is read of pairs of items moves by twice what its items' means do (audit.utilities.jackknife).
-    return found[0] + 2 * (found - found[0]) if kind in ("pairs", "links") else found
+    return found[0] + 2 * (found - found[0]) if kind in OF_PAIRS else found
 
 
 def at(severity: np.ndarray, damage: np.ndarray, level: float) -> np.ndarray:
@@ -110,7 +111,7 @@ def summary(drawn: np.ndarray, kind: str, n: int, n_severity: int) -> tuple[Inte
     if beyond == 0 and half_width > 0:
         z = max(z, statistics.Z * abs(value) / half_width)
     p = 2 * t.sf(z / stretch, least - 1)
-    if kind == "rate" or kind in statistics.COUNTS:
+    if kind in SHARES:
         reach = statistics.tango(0, 0, n).high
         low, high = min(low, value - reach), max(high, value + reach)
         p = max(p, 2 * norm.sf((n * abs(value)) ** 0.5))
@@ -129,7 +130,7 @@ def needed(found: Matched, kind: str, n: int, n_severity: int, margin: float | N
     distance = max(seen, margin - seen) if margin is not None else seen
     if distance <= (norm.isf(0.025 / tests) + norm.isf(0.2)) * found.seeds:
         return None
-    spread = max(n * found.items**2, 1 / n if kind == "rate" or kind in statistics.COUNTS else 0.0)
+    spread = max(n * found.items**2, 1 / n if kind in SHARES else 0.0)
     enough = n + 1
     while True:
         least = max(2, enough * min(n, n_severity) // n)

@@ -7,6 +7,7 @@ from math import isfinite
 from types import ModuleType
 from typing import Any
 
+from audit.kinds import RATIOS
 from organisms.contract import options_fault, takes
 from organisms.errors import UserError
 from organisms.files import is_a, shown
@@ -21,7 +22,6 @@ FUNCTIONS = {
     "guard": ("context", "samples", "base"),
 }
 NEEDED = ("data", "requests", "score")
-RATIOS = ("ratio", "share", "links")  # kinds of [numerator, denominator]
 
 
 def check(module: ModuleType, name: str, kinds: tuple[str, ...]) -> None:

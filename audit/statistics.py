@@ -15,14 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from audit.kinds import OF_PAIRS, RATIOS, SHARES
 from audit.utilities import jackknife
 
 Z = 1.959963984540054
 POWER_Z = 2.8  # 1.96 + 0.84: two-sided 5% level and 80% power
 RESAMPLES = 2000
 FEW = 6  # rows
-RATIOS = ("ratio", "share", "links")  # kinds of (n, 2) items
-COUNTS = ("share", "links")  # of these those that lie in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def single(kind: str, items: np.ndarray) -> Interval:
     if kind == "pairs":
         return Interval(*jackknife(items))
     found = _bootstrap(lambda rows: estimate(kind, rows), items)
-    if kind not in COUNTS:
+    if kind not in SHARES:
         return found
     found = _both_ends(kind, found)
     least = tango(0, 0, len(items)).high  # as far as Wilson's goes from 0 and 1
@@ -68,7 +67,7 @@ def paired(kind: str, items: np.ndarray, base: np.ndarray) -> Interval:
         )
 
     found = _bootstrap(difference, both)
-    if kind not in COUNTS:
+    if kind not in SHARES:
         return found
     found = _both_ends(kind, found)
     least = tango(0, 0, len(items)).high
@@ -77,7 +76,7 @@ def paired(kind: str, items: np.ndarray, base: np.ndarray) -> Interval:
 
 def _both_ends(kind: str, found: Interval) -> Interval:
     """Twice as wide where each pair of items was counted at both (see audit.utilities.jackknife)."""
-    stretch = 2 if kind == "links" else 1
+    stretch = 2 if kind in OF_PAIRS else 1
     return Interval(found.value, *(found.value + stretch * (end - found.value) for end in (found.low, found.high)))
 
 
@@ -113,7 +112,7 @@ def needed(kind: str, items: np.ndarray, base: np.ndarray, distance: float, side
     spread, power = _discordance(kind, items, base), norm.isf(0.2 / sides)
 
     def short(root: float) -> float:  # root: 1 / sqrt(n)
-        least = Z * root / 2 if kind == "rate" or kind in COUNTS else 0.0
+        least = Z * root / 2 if kind in SHARES else 0.0
         return root * (Z * (least + (spread + least**2) ** 0.5) + power * spread**0.5) - max(distance, 1e-6)
 
     return 1 if short(1.0) <= 0 else int(np.ceil(brentq(short, 0.0, 1.0, xtol=1e-15) ** -2))
@@ -130,7 +129,7 @@ def _discordance(kind: str, items: np.ndarray, base: np.ndarray) -> float:
     if kind in RATIOS:
         residual = [r[:, 0] - estimate(kind, r) * r[:, 1] for r in (items, base)]
         scaled = residual[0] / items[:, 1].mean() - residual[1] / base[:, 1].mean()
-        return (4 if kind == "links" else 1) * float(np.var(scaled, ddof=1)) if len(items) > 1 else 0.0
+        return (4 if kind in OF_PAIRS else 1) * float(np.var(scaled, ddof=1)) if len(items) > 1 else 0.0
     return float(np.var(items - base, ddof=1)) if len(items) > 1 else 0.0
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audit import statistics
+from audit.kinds import SHARES
 from audit.measures import Metric
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def decide(
 
 def _headroom(metric: Metric, base: np.ndarray) -> float | None:
     """How far the base can still fall on a metric that lies in [0, 1]; None for unbounded ones."""
-    if metric.kind not in ("rate", *statistics.COUNTS) or metric.worse not in ("lower", "higher"):
+    if metric.kind not in SHARES or metric.worse not in ("lower", "higher"):
         return None
     level = statistics.estimate(metric.kind, base)
     return level if metric.worse == "lower" else 1 - level

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 from audit import contract
 from audit.classifier import Classify
 from audit.judge import Judgement
+from audit.kinds import Kind
 from organisms.contract import imported
 from organisms.data import Rows, half, load_rows
 from organisms.engines import Divergence, Generate, NextToken, Score
@@ -29,7 +30,6 @@ from organisms.specimen import Specimen
 from organisms.strict import nearest
 
 Item = TypeVar("Item")
-Kind = Literal["rate", "mean", "ratio", "share", "links", "pairs", "constant"]
 Request = Generate | Score | NextToken | Divergence | Judgement | Classify
 
 FOLDER = Path(__file__).parent
@@ -54,10 +54,7 @@ MEASURES = (
 class Metric:
     """One number of a measure.
 
-    kind: `rate` (0/1 an item), `mean`, `ratio` (sum of numerators over sum of denominators), `share`, a ratio of counts
-        that lies in [0, 1], `links`, a share of pairs of items, each pair counted at both of them, `pairs`, each item's mean
-        over its pairs with all others (audit.utilities.shrunk_per_item), or `constant`, one number that every item carries and
-        that has no interval.
+    kind: what an item's score is (audit/kinds.py).
     worse: the direction that is damage; None for what is no damage at all (severity) or never gates (perplexity).
     margin: damage up to here is tolerated, in the metric's own unit; None where only a control can give it.
     transform: `exp` shows a ratio of nats as a perplexity.
