@@ -60,10 +60,13 @@ def _panel(runs: list[Grown], marks: dict, measure: str, metric: Metric, samples
     doses, ends = {}, {}
     for run, axis in product(runs, AXES):
         names = [dose.specimen for dose in run.doses(axis)]
-        base = run.reading("base", measure, metric.name)
-        readings = {name: run.reading(name, measure, metric.name) for name in names}
-        # Dear measures are read at fewer checkpoints; what an earlier audit read there of other data is no dose.
-        names = [name for name, r in readings.items() if r and base and r.data == base.data] or names
+        # Dear measures are read at fewer checkpoints; what an earlier audit read there, of fewer items, is no dose.
+        asked = _items(samples[run.path.name, "base"], metric)
+        names = [
+            name
+            for name in names
+            if run.reading(name, measure, metric.name) and asked <= {s.item for s in samples[run.path.name, name]}
+        ] or names
         stop = next((k for k, name in enumerate(names) if compare_runs.unread(run, name, measure, metric)), len(names))
         doses[run.path.name, axis] = names[:stop]
         if stop < len(names):
