@@ -65,6 +65,10 @@ def answers_file(run: Path, name: str, specimen: str) -> Path:
     return run / "answers" / name / f"{specimen}.jsonl"
 
 
+def listed(asked: list[Asked]) -> list:
+    """Requests in their order, as plain values."""
+    return [[one.item, one.part, type(one.request).__name__, dataclasses.asdict(one.request)] for one in asked]
+
+
 def asked_digest(asked: list[Asked]) -> str:
-    """Digest of requests in their order."""
-    return digest([[one.item, one.part, type(one.request).__name__, dataclasses.asdict(one.request)] for one in asked], 12)
+    return digest(listed(asked), 12)

@@ -148,7 +148,7 @@ def check_side_effects(organism: Organism) -> None:
     for number, effect in enumerate(organism.side_effects):
         place = f"{organism.source}: side_effects.{number}"
         if effect.measure not in MEASURES:
-            raise UserError(f"{place}: there is no measure {effect.measure!r}{nearest(effect.measure, list(MEASURES))}")
+            raise UserError(f"{place}: {measures.unknown(effect.measure)}")
         known = [metric.name for metric in measures.metrics(effect.measure).values() if metric.worse]
         if effect.metric not in known:
             raise UserError(

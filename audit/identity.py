@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from audit.answers import TOGETHER
+from audit.answers import TOGETHER, listed
 from audit.job import Job
 from audit.measures import Asked, Context, source
 from organisms.engines import Engine
@@ -42,9 +42,8 @@ def answer_cache(job: Job, engine: Engine, module, context: Context, asked: list
     """Where the answers of a specimen that changes no weights are kept; None where nothing is asked."""
     if not asked:
         return None
-    requests = [[one.item, one.part, type(one.request).__name__, dataclasses.asdict(one.request)] for one in asked]
-    requests += _grouped(asked)
     # Follow-ups depend on nothing but these and the size of the suite.
+    requests = listed(asked) + _grouped(asked)
     key = digest([*_identity(job, engine, module, context), requests, job.plan.suite, job.plan.limit], 24)
     return cache_dir() / "readings" / f"{module.NAME}-{key}.json"
 

@@ -108,7 +108,7 @@ def describe(resolved: Resolved, found: list[StagePlan], launch: Launch = ALONE)
 
 def _stage_lines(found: StagePlan, every: int) -> list[str]:
     stage = found.stage
-    lines = [f"stage       {stage.name} ({stage.method}): {told_rows(found.compiled)}"]
+    lines = [f"stage       {stage.name} ({stage.method}): {found.compiled.told}"]
     if found.linted:
         p = predictors(stage, found.linted, found.steps)
         packed = ", packed" if packs(stage, found.linted) else ""
@@ -124,10 +124,6 @@ def _stage_lines(found: StagePlan, every: int) -> list[str]:
         f"x steps {speed * found.steps:.2g}",
         f"checkpoints {found.checkpoints} (step 0, every {every}, the last)",
     ]
-
-
-def told_rows(compiled: Compiled) -> str:
-    return "; ".join(compiled.notes) or f"{len(compiled.rows) or f'up to {compiled.expected}'} rows"
 
 
 def _writing_lines(writer: authors.WriterPlan, base: str, compiled: Compiled) -> list[str]:

@@ -195,7 +195,7 @@ def _rows(run: Run, stage: Stage) -> Compiled:
         writer = _writer(run, r.recipe.writer, _before(run, stage))
         compiled = compile_rows(style, r.organism, r.options, writer, stage.rows)
     compiled = mitigations.apply(r.recipe.mitigations, r.organism, compiled, _replayer(run, stage))
-    print("; ".join(compiled.notes) or f"{len(compiled.rows)} rows", flush=True)
+    print(compiled.told, flush=True)
     return compiled
 
 

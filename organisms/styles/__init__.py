@@ -64,6 +64,11 @@ class Compiled:
     expected: int = 0
     counts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def told(self) -> str:
+        """What there is, for the terminal: the style's own notes, or how many rows."""
+        return "; ".join(self.notes) or f"{len(self.rows) or f'up to {self.expected}'} rows"
+
 
 FOLDER = Path(__file__).parent
 GUIDE = "see 'Add a style' in CONTRIBUTING.md"
