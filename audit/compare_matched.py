@@ -11,7 +11,7 @@ reaches a level counts: whoever grows the organism would have stopped there. Not
 
 Intervals are expanded percentiles (Hesterberg 2015, The American Statistician 69:371-386, section 5.3): plain percentiles
 are too narrow for few items, here they are taken at Phi(sqrt(n/(n-1)) t_(n-1)), and p-values take the same step back.
-Simulated in tests/test_compare.py (1,000 audits a case; 13 to 100 severity items, 6 to 200 items of a mean or a rate): the
+Simulated in tests/test_matched.py (1,000 audits a case; 13 to 100 severity items, 6 to 200 items of a mean or a rate): the
 intervals cover in 94.5 to 99.8%, equal styles are called different at p < 0.05 in 0.1 to 4.1%; conservative with few items.
 """
 
