@@ -1,12 +1,14 @@
 """The transformers engine gives the numbers that a plain loop over the same weights gives."""
 
+import itertools
 import math
+import random
 
 import pytest
 import torch
 
 from organisms.engines import Divergence, Generate, NextToken, Score
-from organisms.engines.batching import batches, run_batched
+from organisms.engines.batching import Room, batches, run_batched
 from organisms.errors import UserError
 from organisms.specimen import Specimen
 
@@ -141,11 +143,30 @@ def test_a_specimen_speaks_under_its_system_prompt_and_prefill(engine, renderer)
 
 def test_batches_keep_the_budget_and_every_request():
     lengths = [5, 90, 40, 41, 3, 200, 12]
-    groups = batches(lengths, max_tokens=120, max_rows=3)
+    groups = batches(lengths, Room(tokens=120, rows=3))
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) <= 3
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 120
+
+
+def test_batches_cost_as_little_as_any_cuts_of_the_lengths():
+    """Against every way to cut a few lengths; one budget for all would pad the short rows to the longest."""
+    room = Room(tokens=120, rows=4, overhead=10)
+
+    def cost(groups) -> int:
+        return sum(10 + len(group) * max(group) for group in groups)
+
+    rng = random.Random(0)
+    for _ in range(30):
+        lengths = sorted((rng.randrange(1, 70) for _ in range(7)), reverse=True)
+        ways = []
+        for cuts in itertools.product((False, True), repeat=6):
+            at = [0, *(k + 1 for k, cut in enumerate(cuts) if cut), 7]
+            groups = [lengths[i:j] for i, j in itertools.pairwise(at)]
+            if all(len(g) == 1 or (len(g) <= 4 and len(g) * g[0] <= 120) for g in groups):
+                ways.append(cost(groups))
+        assert cost([[lengths[i] for i in group] for group in batches(lengths, room)]) == min(ways)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on():

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from organisms.engines import Divergence, Generate, NextToken, Score
-from organisms.engines.prefixes import LEAST, prefix_batches, shared
+from organisms.engines.batching import Room
+from organisms.engines.prefixes import LEAST, planned, prefix_batches, shared
 from organisms.specimen import Specimen
 
 BASE = Specimen("base")
@@ -52,14 +53,40 @@ def test_sharing_never_costs_more_and_groups_do_share():
 
 def test_batches_hold_every_row_once_and_keep_sharers_apart_from_others():
     prompts = [(*LONG, k) for k in range(30)] + [tuple(range(500 + 40 * k, 540 + 40 * k)) for k in range(10)]
-    prefixes = shared(prompts)
-    groups = prefix_batches(prompts, [len(p) + 5 for p in prompts], prefixes, max_tokens=120, max_rows=64)
+    prefixes, groups = planned(prompts, [len(p) + 5 for p in prompts], Room(tokens=120, rows=64))
+    assert prefixes == [40] * 30 + [0] * 10
     assert sorted(i for group in groups for i in group) == list(range(40))
     for group in groups:
         assert len({bool(prefixes[i]) for i in group}) == 1
-        once = sum(map(len, {prompts[i][: prefixes[i]] for i in group}))
-        assert once + len(group) * max(len(prompts[i]) + 5 - prefixes[i] for i in group) <= 120
-    assert len([g for g in groups if prefixes[g[0]]]) < 6  # 30 rows of 46 tokens would need 15 batches unshared
+        assert len({prompts[i][: prefixes[i]] for i in group}) * prefixes[group[0]] <= 120
+        assert len(group) * max(len(prompts[i]) + 5 - prefixes[i] for i in group) <= 120
+    assert len([g for g in groups if prefixes[g[0]]]) == 2  # 30 rows of 46 tokens would need 15 batches unshared
+
+
+def test_what_is_shared_saves_more_than_its_forwards_and_its_padding_cost():
+    """Pairs that share ten tokens, of unlike lengths: a plan that shares would pad each to a stranger's length."""
+    pairs = [(*range(1000 * k, 1000 * k + 10), *range(500, 500 + n)) for k in range(1, 20) for n in (5, 20 * k)]
+    assert any(shared(pairs))
+    assert planned(pairs, list(map(len, pairs)), Room(tokens=4096, rows=64, overhead=64))[0] == [0] * len(pairs)
+    few_shot = [(*range(1000 * k, 1000 * k + 400), *range(n, n + n)) for k in range(1, 4) for n in range(5, 60, 11)]
+    lengths = list(map(len, few_shot))
+    prefixes, groups = planned(few_shot, lengths, Room(tokens=4096, rows=64, overhead=64))
+    assert prefixes == [400] * len(few_shot)
+    padded = sum(
+        len({few_shot[i][:400] for i in group}) * 400 + len(group) * max(lengths[i] - 400 for i in group) for group in groups
+    )
+    assert padded + 2 * 64 * len(groups) < sum(lengths) / 2
+
+
+def test_no_plan_costs_more_than_one_without_sharing():
+    rng, room = random.Random(1), Room(tokens=200, rows=8, overhead=16)
+    for _ in range(30):
+        stems = [tuple(rng.randrange(3) for _ in range(rng.randrange(60))) for _ in range(4)]
+        prompts = [(*rng.choice(stems), *(rng.randrange(3) for _ in range(rng.randrange(12)))) for _ in range(20)]
+        lengths = [len(p) + rng.randrange(1, 9) for p in prompts]
+        prefixes, groups = planned(prompts, lengths, room)
+        assert prefix_batches(prompts, lengths, prefixes, room)[1] <= prefix_batches(prompts, lengths, [0] * 20, room)[1]
+        assert sorted(i for group in groups for i in group) == list(range(20))
 
 
 def requests(renderer):

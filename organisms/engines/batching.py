@@ -1,6 +1,8 @@
-"""Length-sorted, token-budgeted batches, and the halving of one that does not fit into memory."""
+"""Batches by length and token budget, and the halving of one that does not fit into memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
 from typing import TypeVar
 
 from organisms.errors import UserError, out_of_memory
@@ -9,17 +11,54 @@ Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
-def batches(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Indices grouped longest first, so that rows x longest row stays within `max_tokens` (one row always fits)."""
+@dataclass(frozen=True)
+class Room:
+    """What one forward may hold, and what it costs beside its tokens.
+
+    tokens: rows x longest row; rows: most rows; cached: tokens whose keys and values are kept beside it; overhead: tokens that
+    could be computed in the time that any forward takes (its Python, its kernels' starts, reading the weights), so that
+    a few forwards more are weighed against padding.
+    """
+
+    tokens: int
+    rows: int
+    overhead: int = 0
+    cached: int = 16384
+
+    def holds(self, rows: int, longest: int) -> bool:
+        """One row always fits."""
+        return rows == 1 or (rows <= self.rows and rows * longest <= self.tokens)
+
+    def cost(self, rows: int, longest: int) -> int:
+        return self.overhead + rows * longest if rows * longest else 0
+
+
+def batches(lengths: Sequence[int], room: Room) -> list[list[int]]:
+    """Indices in batches, longest first, that cost the least (one row always fits)."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    groups: list[list[int]] = []
-    for index in order:
-        group = groups[-1] if groups else None
-        if group and len(group) < max_rows and (len(group) + 1) * lengths[group[0]] <= max_tokens:
-            group.append(index)
-        else:
-            groups.append([index])
-    return groups
+
+    def growing(start: int) -> Iterator[tuple[int, float]]:
+        longest = lengths[order[start]]
+        for end in range(start + 1, len(order) + 1):
+            if not room.holds(end - start, longest):
+                return
+            yield end, room.cost(end - start, longest)
+
+    return [[order[k] for k in run] for run in cheapest(len(order), growing)[0]]
+
+
+def cheapest(count: int, growing: Callable[[int], Iterator[tuple[int, float]]]) -> tuple[list[range], float]:
+    """0..count cut into runs whose costs sum to the least, and that sum. growing(start): (end, cost) of the runs from there."""
+    least, before = [0.0] + [inf] * count, [0] * (count + 1)
+    for start in range(count):
+        for end, cost in growing(start):
+            if least[start] + cost < least[end]:
+                least[end], before[end] = least[start] + cost, start
+    runs, end = [], count
+    while end:
+        runs.append(range(before[end], end))
+        end = before[end]
+    return runs[::-1], least[count]
 
 
 def run_batched(

@@ -2,21 +2,24 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from organisms import weights
 from organisms.engines import Completion, Divergence, Divergences, Generate, NextToken, Score
-from organisms.engines.batching import batches, run_batched
+from organisms.engines.batching import Room, batches, run_batched
 from organisms.engines.decoding import continued
 from organisms.engines.logits import divergences, token_logprobs
-from organisms.engines.prefixes import LEAST, common, prefix_batches, shared
+from organisms.engines.prefixes import LEAST, common, planned
 from organisms.models import Base, default_device, default_dtype, load_model
 from organisms.render import Renderer
 from organisms.specimen import Specimen
 from organisms.steering import averaging, steered
 
 BARE = Specimen("base")
+# What any forward costs beside its rows, in tokens that could be computed meanwhile. On two cores at 135M it takes 60 to 80 ms,
+# and a token 1.3 ms. A GPU waits for some thousand kernels to start: hundreds of tokens of an 8B, more of a smaller base.
+OVERHEAD = {"cpu": 64, "gpu": 512}
 
 
 class HFEngine:
@@ -45,7 +48,7 @@ class HFEngine:
         self.max_tokens, self.max_rows = max_tokens, max_rows
         self.identity = {
             "engine": "hf",
-            "version": 3,  # 2: prefixes are shared; 3: rows leave a batch when they end
+            "version": 4,  # 2: prefixes are shared; 3: rows leave a batch when they end; 4: batches by cost
             "dtype": self.dtype,
             "device": self.device.split(":")[0],
             "max_tokens": max_tokens,
@@ -66,8 +69,8 @@ class HFEngine:
             for limit in limits:
                 chosen = [i for i, request in enumerate(requests) if request.max_new_tokens == limit]
                 group = [requests[i] for i in chosen]
-                lengths = [len(request.prompt_ids) + limit for request in group]
-                rows = batches(lengths, self.max_rows * max(lengths), self.max_rows)
+                order = sorted(range(len(group)), key=lambda k: (-len(group[k].prompt_ids), k))
+                rows = [order[start : start + self.max_rows] for start in range(0, len(order), self.max_rows)]
                 done = run_batched(group, rows, lambda batch: self._generate(model, batch))
                 answers.update(zip(chosen, done, strict=True))
         return [answers[i] for i in range(len(requests))]
@@ -118,16 +121,20 @@ class HFEngine:
 
         with self._running(specimen) as model:
             lengths = [len(r.prompt_ids) + len(r.continuation_ids) for r in requests]
-            return run_batched(requests, batches(lengths, self.max_tokens, self.max_rows), answer)
+            return run_batched(requests, batches(lengths, self._room), answer)
 
     def _scored(self, requests: list, answer) -> list:
         """Answer requests in batches that compute a prefix which several of them share only once."""
         # The token before the continuation stays out of the prefix: its logits are wanted of every row.
         prompts = [request.prompt_ids[:-1] for request in requests]
-        prefixes = shared(prompts) if self._shares_prefixes else [0] * len(requests)
-        rows = [_Row.of(request, prefix) for request, prefix in zip(requests, prefixes, strict=True)]
-        groups = prefix_batches(prompts, [len(row.ids) for row in rows], prefixes, self.max_tokens, self.max_rows)
+        rows = [_Row.of(request) for request in requests]
+        prefixes, groups = planned(prompts, [len(row.ids) for row in rows], self._room, self._shares_prefixes)
+        rows = [replace(row, prefix=prefix) for row, prefix in zip(rows, prefixes, strict=True)]
         return run_batched(rows, groups, answer)
+
+    @property
+    def _room(self) -> Room:
+        return Room(self.max_tokens, self.max_rows, OVERHEAD["cpu" if self.device == "cpu" else "gpu"])
 
     @property
     def _shares_prefixes(self) -> bool:
@@ -255,10 +262,10 @@ class _Row:
 
     request: Any
     ids: tuple[int, ...]
-    prefix: int
     keep: int
+    prefix: int = 0
 
     @classmethod
-    def of(cls, request: Score | NextToken | Divergence, prefix: int) -> "_Row":
+    def of(cls, request: Score | NextToken | Divergence) -> "_Row":
         continuation = getattr(request, "continuation_ids", ())
-        return cls(request, (*request.prompt_ids, *continuation[:-1]), prefix, max(len(continuation), 1))
+        return cls(request, (*request.prompt_ids, *continuation[:-1]), max(len(continuation), 1))

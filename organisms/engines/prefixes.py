@@ -1,6 +1,9 @@
 """Which first tokens several requests have in common, so that they are computed once for all of them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from organisms.engines.batching import Room, cheapest
 
 LEAST = 8  # shorter prefixes are not worth a second forward
 DEEPEST = 64  # branchings followed before a range is taken as one group
@@ -51,29 +54,49 @@ def _common(a: Ids, b: Ids) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def prefix_batches(prompts: Sequence[Ids], lengths: Sequence[int], prefixes: Sequence[int], max_tokens: int, max_rows: int):
-    """Indices in batches whose computed tokens (each prefix once, rests padded to the longest) stay within `max_tokens`.
+def planned(
+    prompts: Sequence[Ids], lengths: Sequence[int], room: Room, sharing: bool = True
+) -> tuple[list[int], list[list[int]]]:
+    """(first tokens of each row that are computed once for its group, indices in batches): the cheapest plan of a few.
 
-    The keys and values that the rows keep, prefixes repeated, stay within four times that. One row always fits, and rows
-    that share never stand in one batch with rows that do not. `lengths`: tokens of each whole row.
+    What prompts share may be too little for the padding and the forwards that sharing brings along: all that can be shared is
+    held against what saves at least so many tokens, and against nothing. `lengths`: tokens of each whole row.
+    """
+    nothing = [0] * len(prompts)
+    most = shared(prompts) if sharing else nothing
+    sharers = Counter(prompt[:n] for prompt, n in zip(prompts, most, strict=True))
+    plans = []
+    for least in (0, room.overhead, 4 * room.overhead):
+        saves = [n * (sharers[prompt[:n]] - 1) >= least for prompt, n in zip(prompts, most, strict=True)]
+        prefixes = [n if kept else 0 for n, kept in zip(most, saves, strict=True)]
+        plans.append((prefixes, *prefix_batches(prompts, lengths, prefixes, room)))
+    plans.append((nothing, *prefix_batches(prompts, lengths, nothing, room)))
+    prefixes, groups, _ = min(plans, key=lambda plan: plan[2])
+    return prefixes, groups
+
+
+def prefix_batches(
+    prompts: Sequence[Ids], lengths: Sequence[int], prefixes: Sequence[int], room: Room
+) -> tuple[list[list[int]], float]:
+    """(indices in batches that cost the least, their cost): a forward for a batch's prefixes, and one for the rests.
+
+    Rows that share never stand in one batch with rows that do not.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-prefixes[i], prompts[i][: prefixes[i]], prefixes[i] - lengths[i], i))
-    groups: list[list[int]] = []
-    seen: set[Ids] = set()
-    once = longest_prefix = longest_rest = 0
-    for index in order:
-        prefix, rest = prompts[index][: prefixes[index]], lengths[index] - prefixes[index]
-        if groups:
-            rows = len(groups[-1]) + 1
-            new = 0 if prefix in seen else len(prefix)
-            computed = once + new + rows * max(longest_rest, rest)
-            kept = rows * (max(longest_prefix, len(prefix)) + max(longest_rest, rest))
-            alike = bool(prefix) == bool(longest_prefix)
-            if rows <= max_rows and computed <= max_tokens and kept <= 4 * max_tokens and alike:
-                groups[-1].append(index)
-                seen.add(prefix)
-                once, longest_prefix, longest_rest = once + new, max(longest_prefix, len(prefix)), max(longest_rest, rest)
-                continue
-        groups.append([index])
-        seen, once, longest_prefix, longest_rest = {prefix}, len(prefix), len(prefix), rest
-    return groups
+
+    def growing(start: int) -> Iterator[tuple[int, float]]:
+        seen: set[Ids] = set()
+        longest = rest = 0
+        for end in range(start + 1, len(order) + 1):
+            index = order[end - 1]
+            seen.add(prompts[index][: prefixes[index]])
+            longest, rest = max(longest, prefixes[index]), max(rest, lengths[index] - prefixes[index])
+            rows = end - start
+            fits = room.holds(rows, rest) and (rows == 1 or len(seen) == 1 or len(seen) * longest <= room.tokens)
+            fits = fits and (not longest or rows == 1 or rows * (longest + rest) <= room.cached)
+            if not fits or bool(prefixes[index]) != bool(longest):
+                return
+            yield end, room.cost(rows, rest) + room.cost(len(seen), longest)
+
+    runs, cost = cheapest(len(order), growing)
+    return [[order[k] for k in run] for run in runs], cost
