@@ -71,7 +71,7 @@ def fit(n_items: int, comparisons: Comparisons, slot: bool = True, ridge: float 
 def cross_entropy(z: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-p log Phi(z) - (1 - p) log Phi(-z), its slope and its curvature (> 0) in z; inverse Mills ratios never overflow."""
     above, below = scipy.special.log_ndtr(z), scipy.special.log_ndtr(-z)
-    up, down = (np.exp(-z * z / 2 - np.log(2 * np.pi) / 2 - side) for side in (above, below))  # phi / Phi at z and at -z
+    up, down = ((2 / np.pi) ** 0.5 / scipy.special.erfcx(side / 2**0.5) for side in (-z, z))  # phi / Phi at z and at -z
     return -p * above - (1 - p) * below, (1 - p) * down - p * up, p * up * (up + z) + (1 - p) * down * (down - z)
 
 
