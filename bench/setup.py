@@ -37,15 +37,15 @@ class Setup:
 
     @cached_property
     def engine(self) -> Any:
-        """The transformers engine, never given an adapter by a row: others time its model bare."""
+        """The transformers engine, never given an adapter by a row."""
         from organisms.engines.hf import HFEngine
 
         return HFEngine(self.base, self.renderer)
 
-    @property
+    @cached_property
     def model(self) -> Any:
-        """The engine's own model, which the peers are given, so that both sides run the same weights."""
-        return self.engine._model
+        """The same weights once more as transformers runs them, for the peers; the engine has its own attend another way."""
+        return models.load_model(self.base, self.engine.dtype, self.engine.device)
 
     @property
     def tolerance(self) -> float:

@@ -7,10 +7,12 @@ from typing import Any
 
 from organisms import weights
 from organisms.engines import Completion, Divergence, Divergences, Generate, NextToken, Score
+from organisms.engines.attention import read_in_place
 from organisms.engines.batching import Room, batches, run_batched
+from organisms.engines.cache import stacked
 from organisms.engines.decoding import continued
 from organisms.engines.logits import divergences, token_logprobs
-from organisms.engines.prefixes import LEAST, common, planned
+from organisms.engines.prefixes import planned
 from organisms.models import Base, default_device, default_dtype, load_model
 from organisms.render import Renderer
 from organisms.specimen import Specimen
@@ -56,7 +58,7 @@ class HFEngine:
             "torch": torch.__version__.split("+")[0],
             "transformers": transformers.__version__,
         }
-        self._model = load_model(base, self.dtype, self.device)
+        self._model = read_in_place(load_model(base, self.dtype, self.device))
         self._attached: tuple | None = None
         self._swaps = 0
         self._whole: tuple[tuple, Any] | None = None
@@ -127,10 +129,13 @@ class HFEngine:
         """Answer requests in batches that compute a prefix which several of them share only once."""
         # The token before the continuation stays out of the prefix: its logits are wanted of every row.
         prompts = [request.prompt_ids[:-1] for request in requests]
-        rows = [_Row.of(request) for request in requests]
-        prefixes, groups = planned(prompts, [len(row.ids) for row in rows], self._room, self._shares_prefixes)
-        rows = [replace(row, prefix=prefix) for row, prefix in zip(rows, prefixes, strict=True)]
+        rows, groups = self._planned([_Row.of(request) for request in requests], prompts)
         return run_batched(rows, groups, answer)
+
+    def _planned(self, rows: list["_Row"], prompts: list[tuple[int, ...]]) -> tuple[list["_Row"], list[list[int]]]:
+        """(rows that know their prefixes, indices in batches): what their prompts share is computed once where that pays."""
+        prefixes, groups = planned(prompts, [len(row.ids) for row in rows], self._room, self._shares_prefixes)
+        return [replace(row, prefix=prefix) for row, prefix in zip(rows, prefixes, strict=True)], groups
 
     @property
     def _room(self) -> Room:
@@ -154,38 +159,50 @@ class HFEngine:
         return completions
 
     def _prefilled(self, model: Any, prompts: list[tuple[int, ...]]) -> tuple[Any, Any, Any]:
-        """(ids, mask, cache) of prompts to go on from: what all of them begin with is computed once and stands in the cache.
+        """(ids, mask, cache) of prompts to go on from: all but the last token of each stands in the cache.
 
-        Padding stands between that prefix and the rest of a prompt, masked out as it is on the left.
+        It is computed in batches as scoring is, so that short prompts are not padded to the longest of 64 rows.
         """
         import torch
 
-        length = common([prompt[:-1] for prompt in prompts]) if self._shares_prefixes and len(prompts) > 1 else 0
-        if length < LEAST:
+        if not self._shares_prefixes or min(map(len, prompts)) == 1:
             return (*self._left_padded(prompts), None)
-        ids, mask = self._left_padded([prompt[length:] for prompt in prompts])
-        prefix, ones = self._left_padded([prompts[0][:length]])
-        cache = self._forward(model, prefix, ones, keep=1, use_cache=True).past_key_values
-        cache.batch_repeat_interleave(len(prompts))
-        rows = (len(prompts), -1)
-        return torch.cat([prefix.expand(rows), ids], 1), torch.cat([ones.expand(rows), mask], 1), cache
+        rows, groups = self._planned([_Row(None, prompt[:-1], keep=1) for prompt in prompts], [p[:-1] for p in prompts])
+        done = [self._computed(model, [rows[i] for i in group], cached=True)[1:] for group in groups]
+        order = torch.tensor([i for group in groups for i in group], device=self.device).argsort()
+        mask, cache = stacked(done)
+        cache.batch_select_indices(order)
+        last = torch.tensor([[prompt[-1]] for prompt in prompts], device=self.device)
+        # What stands in the cache is not fed again, so that its ids do not matter.
+        return (
+            torch.cat([torch.full_like(mask, self._pad_id), last], 1),
+            torch.cat([mask[order], torch.ones_like(last)], 1),
+            cache,
+        )
 
     def _last_logits(self, model: Any, rows: list["_Row"]) -> list[Any]:
         """For each row the logits of its last `keep` positions: (keep, vocabulary)."""
+        logits = self._computed(model, rows)[0]
+        return [x[-row.keep :] for x, row in zip(logits, rows, strict=True)]
+
+    def _computed(self, model: Any, rows: list["_Row"], cached: bool = False) -> tuple[Any, Any, Any]:
+        """(logits of the longest `keep`, mask, cache or None) of rows, a prefix that several share computed once."""
         import torch
 
         prefixes = list(dict.fromkeys(row.ids[: row.prefix] for row in rows))
         ids, mask = self._left_padded([row.ids[row.prefix :] for row in rows])
-        cache = None
+        cache = logits = None
         if any(prefixes):
             prefix_ids, prefix_mask = self._left_padded(prefixes)
             cache = self._forward(model, prefix_ids, prefix_mask, keep=1, use_cache=True).past_key_values
             index = torch.tensor([prefixes.index(row.ids[: row.prefix]) for row in rows], device=self.device)
             cache.batch_select_indices(index)
             mask = torch.cat([prefix_mask[index], mask], dim=1)
-        keep = max(row.keep for row in rows)
-        logits = self._forward(model, ids, mask, keep, use_cache=cache is not None, past_key_values=cache).logits
-        return [x[-row.keep :] for x, row in zip(logits, rows, strict=True)]
+        if ids.shape[1]:  # nothing is left of prompts that are equal
+            keep = max(row.keep for row in rows)
+            output = self._forward(model, ids, mask, keep, use_cache=cached or cache is not None, past_key_values=cache)
+            logits, cache = output.logits, output.past_key_values
+        return logits, mask, cache
 
     @staticmethod
     def _forward(model: Any, ids: Any, mask: Any, keep: int, **options: Any) -> Any:
@@ -229,7 +246,7 @@ class HFEngine:
         wanted = (specimen.weights, specimen.scale)
         if self._whole is None or self._whole[0] != wanted:
             self._whole = None  # before the next is loaded
-            self._whole = (wanted, weights.load(*wanted, self.base, self.dtype, self.device))
+            self._whole = (wanted, read_in_place(weights.load(*wanted, self.base, self.dtype, self.device)))
         return self._whole[1]
 
     def _attach(self, specimen: Specimen) -> None:

@@ -45,11 +45,6 @@ def _best(rows: list[Ids], low: int, high: int, level: int) -> tuple[int, list[t
     return saved, groups
 
 
-def common(rows: Sequence[Ids]) -> int:
-    """How many first tokens all rows have in common."""
-    return _common(min(rows), max(rows))
-
-
 def _common(a: Ids, b: Ids) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
