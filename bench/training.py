@@ -108,7 +108,7 @@ def _probe(setup: Setup, resolved: Resolved, plan: Stage, steps: list[float]) ->
     took = [timed(probe.read, model)[0] for _ in range(ROUNDS)]
     every = resolved.recipe.audit.monitor.probe_every
     part = statistics.median(took) / (every * statistics.median(steps))
-    read = sum(len(p) + len(c) for rows in (probe.kept, probe.kept, probe.shows, probe.plain) for p, c in rows)
+    read = sum(len(p) + len(c) for rows in (probe.kept, probe.shows, probe.plain) for p, c in rows)
     return Row(
         f"probe every {every} steps, {read} tokens",
         f"probe: {seconds(took)}",
