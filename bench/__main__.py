@@ -45,7 +45,7 @@ def main() -> int:
 
 def measure(setup: Setup, only: list[str], out: Path | None = None) -> list[Row]:
     """The rows of these names, each printed as it is made, and the table at the end; written to `out` after each row."""
-    about = {**machine.described(), "base": setup.name, "size": setup.size}
+    about = {**machine.described(), "base": setup.base.name, "size": setup.size}  # found before a row has a cache of its own
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     rows: list[Row] = []
     for name in only:

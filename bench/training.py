@@ -1,4 +1,4 @@
-"""A training stage beside plain TRL with the same settings: what callbacks, ledger and probe cost."""
+"""A training stage beside plain TRL with the same settings: what callbacks, ledger and checkpoints cost; the probe's cost."""
 
 import statistics
 import tempfile
@@ -40,17 +40,15 @@ def stage(setup: Setup) -> list[Row]:
             raise Unequal(f"the losses of a step lie {apart:.1e} apart")
     speeds = [logs[-1][-1]["tokens"] / statistics.median(side) for side in (rounds.ours, rounds.peer)]
     ours, theirs = (f"{label}, {speed:,.0f} tokens/s" for label, speed in zip(("train/", "plain TRL"), speeds, strict=True))
-    name = f"training {RECIPE}, {plan.steps} steps, model loading in both"
+    name = f"training {RECIPE}, {plan.steps} steps, without the probe, model loading in both"
     told = f"all {plan.steps} losses, to 1e-4"
     step = [statistics.median(peer["steps"]) for peer in peers]
     return [compared(name, ours, theirs, rounds, told, 0.97), _probe(setup, resolved, plan, step), _step(setup, plan, step)]
 
 
 def _ours(resolved: Resolved, plan: Stage, linted: Linted) -> list[dict]:
-    """train.jsonl of a stage as a run trains it, without audits."""
-    probe = monitoring.probe(resolved.organism, resolved.renderer, plan)
-    monitor = resolved.recipe.audit.monitor
-    hooks = Hooks(lambda checkpoint: None, probe=probe, probe_every=monitor.probe_every)
+    """train.jsonl of a stage as a run trains it, without what reads the model: audits, and the probe, which has its own row."""
+    hooks = Hooks(lambda checkpoint: None)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         run, seed = Path(folder), resolved.recipe.seed
         train_stage(run, plan, linted, resolved.base, resolved.renderer, seed, resolved.recipe.audit.every, hooks)
