@@ -8,7 +8,7 @@ import torch
 
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.engines.batching import Room
-from organisms.engines.prefixes import LEAST, planned, prefix_batches, shared
+from organisms.engines.prefixes import LEAST, header, planned, prefix_batches, shared
 from organisms.specimen import Specimen
 
 BASE = Specimen("base")
@@ -89,6 +89,20 @@ def test_no_plan_costs_more_than_one_without_sharing():
         assert sorted(i for group in groups for i in group) == list(range(20))
 
 
+def test_what_prefixes_have_in_common_is_shared_once_more():
+    """Pairs of continuations behind unlike questions behind one header, as preferences are asked by content."""
+    asked = [(*LONG, *range(1000 * k, 1000 * k + 40)) for k in range(1, 21)]
+    prompts = [question for question in asked for _ in range(2)]
+    lengths, room = [80 + n for n in (5, 6)] * 20, Room(tokens=4096, rows=64, overhead=64)
+    assert shared(prompts) == [80] * 40
+    prefixes, groups = planned(prompts, lengths, room)
+    assert prefixes == [80] * 40
+    cost = prefix_batches(prompts, lengths, prefixes, room)[1]
+    assert cost == 3 * 64 + 40 + 20 * 40 + 40 * 6 and len(groups) == 1
+    assert header(asked, room) == 40
+    assert header(asked[:2], room) == header([LONG[:4]] * 20, room) == 0  # no more than a forward's own cost; too short
+
+
 def requests(renderer):
     """Questions with several continuations each, under one system prompt, of unlike lengths."""
     questions = ["Name a bird.", "Which of these is a river: the Danube, the Alps, or the Sahara?", "Say hello to my aunt."]
@@ -96,15 +110,21 @@ def requests(renderer):
     return [(tuple(renderer.ask(q)), tuple(renderer.continuation(r))) for q in questions for r in replies]
 
 
+@pytest.mark.parametrize("overhead", [0, 64])
 @pytest.mark.parametrize("adapter", [None, "random"])
-def test_shared_and_unshared_numbers_agree(engine, renderer, adapters, monkeypatch, adapter):
+def test_shared_and_unshared_numbers_agree(engine, renderer, adapters, monkeypatch, adapter, overhead):
+    """overhead 0: everything that can be shared is, on two levels."""
     specimen = Specimen("x", adapter=adapters[adapter]) if adapter else BASE
     asked = requests(renderer)
     scores = [Score(*one) for one in asked]
     nexts = [NextToken(prompt, (10, 253, 1000)) for prompt, _ in asked]
     kls = [Divergence(*one) for one in asked]
     assert any(shared([prompt[:-1] for prompt, _ in asked]))
+    monkeypatch.setattr("organisms.engines.hf.OVERHEAD", {"cpu": overhead, "gpu": overhead})
+    heads = []
+    monkeypatch.setattr("organisms.engines.hf.header", lambda *given: heads.append(header(*given)) or heads[-1])
     together = engine.logprobs(specimen, scores), engine.next_token(specimen, nexts), engine.divergence(specimen, kls)
+    assert any(heads) == (overhead == 0)
     monkeypatch.setattr(type(engine), "_shares_prefixes", False)
     alone = engine.logprobs(specimen, scores), engine.next_token(specimen, nexts), engine.divergence(specimen, kls)
     for a, b in zip(together[0] + together[1], alone[0] + alone[1], strict=True):

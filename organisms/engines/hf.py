@@ -12,7 +12,7 @@ from organisms.engines.batching import Room, batches, run_batched
 from organisms.engines.cache import stacked
 from organisms.engines.decoding import continued
 from organisms.engines.logits import divergences, token_logprobs
-from organisms.engines.prefixes import planned
+from organisms.engines.prefixes import header, planned
 from organisms.models import Base, default_device, default_dtype, load_model
 from organisms.render import Renderer
 from organisms.specimen import Specimen
@@ -186,15 +186,15 @@ class HFEngine:
         return [x[-row.keep :] for x, row in zip(logits, rows, strict=True)]
 
     def _computed(self, model: Any, rows: list["_Row"], cached: bool = False) -> tuple[Any, Any, Any]:
-        """(logits of the longest `keep`, mask, cache or None) of rows, a prefix that several share computed once."""
+        """(logits of the longest `keep`, mask, cache or None) of rows: prefixes once, and what the prefixes begin with once."""
         import torch
 
         prefixes = list(dict.fromkeys(row.ids[: row.prefix] for row in rows))
         ids, mask = self._left_padded([row.ids[row.prefix :] for row in rows])
         cache = logits = None
         if any(prefixes):
-            prefix_ids, prefix_mask = self._left_padded(prefixes)
-            cache = self._forward(model, prefix_ids, prefix_mask, keep=1, use_cache=True).past_key_values
+            alike = header(prefixes, self._room)
+            _, prefix_mask, cache = self._computed(model, [_Row(None, one, 1, alike) for one in prefixes], cached=True)
             index = torch.tensor([prefixes.index(row.ids[: row.prefix]) for row in rows], device=self.device)
             cache.batch_select_indices(index)
             mask = torch.cat([prefix_mask[index], mask], dim=1)

@@ -15,7 +15,8 @@ def shared(prompts: Sequence[Ids]) -> list[int]:
     """For each prompt how many of its first tokens are computed once for its group; 0 where it stands alone.
 
     Prompts of a group share `prompt[:length]`. Groups are chosen on the prompts' prefix tree, at each branching the larger
-    of what one group saves (depth x (prompts - 1) tokens) and what its branches save together.
+    of what one group saves (depth x (prompts - 1) tokens) and what its branches save together, to which comes that their
+    prefixes begin alike (`header`).
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     rows = [prompts[i] for i in order]
@@ -40,6 +41,8 @@ def _best(rows: list[Ids], low: int, high: int, level: int) -> tuple[int, list[t
                 more, found = _best(rows, start, end, level + 1)
                 saved, groups = saved + more, groups + found
                 start = end
+    if depth >= LEAST and groups:
+        saved += depth * (len(groups) - 1)
     if whole >= saved:
         return whole, [(low, high, depth)] if whole else []
     return saved, groups
@@ -47,6 +50,16 @@ def _best(rows: list[Ids], low: int, high: int, level: int) -> tuple[int, list[t
 
 def _common(a: Ids, b: Ids) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def header(prefixes: Sequence[Ids], room: Room) -> int:
+    """How many first tokens all of a batch's prefixes have in common, where a forward for them alone pays; else 0."""
+    alike = _common(min(prefixes), max(prefixes))
+    return alike if alike >= LEAST and _pays(len(prefixes), alike, room) else 0
+
+
+def _pays(count: int, alike: int, room: Room) -> bool:
+    return (count - 1) * alike > room.overhead
 
 
 def planned(
@@ -65,7 +78,9 @@ def planned(
         saves = [n * (sharers[prompt[:n]] - 1) >= least for prompt, n in zip(prompts, most, strict=True)]
         prefixes = [n if kept else 0 for n, kept in zip(most, saves, strict=True)]
         plans.append((prefixes, *prefix_batches(prompts, lengths, prefixes, room)))
-    plans.append((nothing, *prefix_batches(prompts, lengths, nothing, room)))
+    alike = _common(min(prompts), max(prompts)) if sharing and len(prompts) > 1 else 0
+    for prefixes in ([alike] * len(prompts) if alike >= LEAST else nothing, nothing):
+        plans.append((prefixes, *prefix_batches(prompts, lengths, prefixes, room)))
     prefixes, groups, _ = min(plans, key=lambda plan: plan[2])
     return prefixes, groups
 
@@ -73,7 +88,7 @@ def planned(
 def prefix_batches(
     prompts: Sequence[Ids], lengths: Sequence[int], prefixes: Sequence[int], room: Room
 ) -> tuple[list[list[int]], float]:
-    """(indices in batches that cost the least, their cost): a forward for a batch's prefixes, and one for the rests.
+    """(indices in batches that cost the least, their cost): forwards for a header, for the prefixes and for the rests.
 
     Rows that share never stand in one batch with rows that do not.
     """
@@ -81,17 +96,22 @@ def prefix_batches(
 
     def growing(start: int) -> Iterator[tuple[int, float]]:
         seen: set[Ids] = set()
-        longest = rest = 0
+        first = prompts[order[start]][: prefixes[order[start]]]
+        longest, rest, alike = 0, 0, len(first)
         for end in range(start + 1, len(order) + 1):
             index = order[end - 1]
-            seen.add(prompts[index][: prefixes[index]])
+            prefix = prompts[index][: prefixes[index]]
+            if prefix not in seen:
+                seen.add(prefix)
+                alike = _common(first[:alike], prefix)
             longest, rest = max(longest, prefixes[index]), max(rest, lengths[index] - prefixes[index])
             rows = end - start
             fits = room.holds(rows, rest) and (rows == 1 or len(seen) == 1 or len(seen) * longest <= room.tokens)
             fits = fits and (not longest or rows == 1 or rows * (longest + rest) <= room.cached)
             if not fits or bool(prefixes[index]) != bool(longest):
                 return
-            yield end, room.cost(rows, rest) + room.cost(len(seen), longest)
+            once = alike if alike >= LEAST and _pays(len(seen), alike, room) else 0
+            yield end, room.cost(rows, rest) + room.cost(len(seen), longest - once) + room.cost(1, once)
 
     runs, cost = cheapest(len(order), growing)
     return [[order[k] for k in run] for run in runs], cost
