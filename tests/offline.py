@@ -14,6 +14,8 @@ def records(raw: bytes) -> list[bytes]:
             continue
         _, length, kind = struct.unpack("<IHB", raw[position : position + 7])
         data = raw[position + 7 : position + 7 + length]
+        if len(data) < length:
+            break  # its end is still being written
         position += 7 + length
         part = data if kind in (1, 2) else part + data  # whole, first; middle, last
         if kind in (1, 4):
