@@ -10,7 +10,5 @@ from typing import Literal
 Kind = Literal["rate", "mean", "ratio", "share", "links", "pairs", "constant"]
 RATIOS = ("ratio", "share", "links")  # an item's score is [numerator, denominator]
 SHARES = ("rate", "share", "links")  # the number lies in [0, 1]
-OF_PAIRS = (
-    "links",
-    "pairs",
-)  # each pair stands at both of its items, so an item moves the number by twice what it carries
+# Each pair stands at both of its items, so an item moves the number by twice what it carries.
+OF_PAIRS = ("links", "pairs")

@@ -8,6 +8,7 @@ import torch
 
 from organisms.engines import Divergence, Generate, NextToken, Score
 from organisms.engines.batching import Room
+from organisms.engines.cache import stacked
 from organisms.engines.prefixes import LEAST, header, planned, prefix_batches, shared
 from organisms.specimen import Specimen
 
@@ -134,13 +135,18 @@ def test_shared_and_unshared_numbers_agree(engine, renderer, adapters, monkeypat
             assert values == pytest.approx(others, abs=2e-4)
 
 
+@pytest.mark.parametrize("overhead", [0, 1000])
 @pytest.mark.parametrize("adapter", [None, "random"])
-def test_replies_are_the_same_with_and_without_a_shared_prefix(engine, renderer, adapters, monkeypatch, adapter):
-    """Greedy and sampled; prompts of unlike length, so that padding stands behind the prefix."""
+def test_replies_are_the_same_with_and_without_a_shared_prefix(engine, renderer, adapters, monkeypatch, adapter, overhead):
+    """Greedy and sampled; prompts of unlike length, prefilled in one batch with padding or in several, put together."""
+    monkeypatch.setattr("organisms.engines.hf.OVERHEAD", {"cpu": overhead, "gpu": overhead})
+    parts = []
+    monkeypatch.setattr("organisms.engines.hf.stacked", lambda done: parts.append(len(done)) or stacked(done))
     specimen = Specimen("x", adapter=adapters[adapter]) if adapter else BASE
     prompts = ["Name a bird.", "Which of these is a river: the Danube, the Alps, or the Sahara?", "Say hello."]
     asked = [Generate(tuple(renderer.ask(p)), 12, temperature, k) for k, p in enumerate(prompts) for temperature in (0.0, 1.0)]
     together = engine.generate(specimen, asked)
+    assert (parts == [1]) == (overhead > 0) and len(parts) == 1
     monkeypatch.setattr(type(engine), "_shares_prefixes", False)
     assert [reply.ids for reply in together] == [reply.ids for reply in engine.generate(specimen, asked)]
 

@@ -1,4 +1,4 @@
-"""Batches by length and token budget, and the halving of one that does not fit into memory."""
+"""What a batch may hold and costs, and the halving of one that does not fit into memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,20 +31,6 @@ class Room:
 
     def cost(self, rows: int, longest: int) -> int:
         return self.overhead + rows * longest if rows * longest else 0
-
-
-def batches(lengths: Sequence[int], room: Room) -> list[list[int]]:
-    """Indices in batches, longest first, that cost the least (one row always fits)."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-
-    def growing(start: int) -> Iterator[tuple[int, float]]:
-        longest = lengths[order[start]]
-        for end in range(start + 1, len(order) + 1):
-            if not room.holds(end - start, longest):
-                return
-            yield end, room.cost(end - start, longest)
-
-    return [[order[k] for k in run] for run in cheapest(len(order), growing)[0]]
 
 
 def cheapest(count: int, growing: Callable[[int], Iterator[tuple[int, float]]]) -> tuple[list[range], float]:

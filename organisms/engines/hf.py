@@ -8,7 +8,7 @@ from typing import Any
 from organisms import weights
 from organisms.engines import Completion, Divergence, Divergences, Generate, NextToken, Score
 from organisms.engines.attention import read_in_place
-from organisms.engines.batching import Room, batches, run_batched
+from organisms.engines.batching import Room, run_batched
 from organisms.engines.cache import stacked
 from organisms.engines.decoding import continued
 from organisms.engines.logits import divergences, token_logprobs
@@ -123,7 +123,8 @@ class HFEngine:
 
         with self._running(specimen) as model:
             lengths = [len(r.prompt_ids) + len(r.continuation_ids) for r in requests]
-            return run_batched(requests, batches(lengths, self._room), answer)
+            groups = planned([r.prompt_ids for r in requests], lengths, self._room, sharing=False)[1]
+            return run_batched(requests, groups, answer)
 
     def _scored(self, requests: list, answer) -> list:
         """Answer requests in batches that compute a prefix which several of them share only once."""

@@ -54,12 +54,11 @@ def _common(a: Ids, b: Ids) -> int:
 
 def header(prefixes: Sequence[Ids], room: Room) -> int:
     """How many first tokens all of a batch's prefixes have in common, where a forward for them alone pays; else 0."""
-    alike = _common(min(prefixes), max(prefixes))
-    return alike if alike >= LEAST and _pays(len(prefixes), alike, room) else 0
+    return _once(len(prefixes), _common(min(prefixes), max(prefixes)), room)
 
 
-def _pays(count: int, alike: int, room: Room) -> bool:
-    return (count - 1) * alike > room.overhead
+def _once(count: int, alike: int, room: Room) -> int:
+    return alike if alike >= LEAST and (count - 1) * alike > room.overhead else 0
 
 
 def planned(
@@ -70,19 +69,18 @@ def planned(
     What prompts share may be too little for the padding and the forwards that sharing brings along: all that can be shared is
     held against what saves at least so many tokens, and against nothing. `lengths`: tokens of each whole row.
     """
-    nothing = [0] * len(prompts)
-    most = shared(prompts) if sharing else nothing
-    sharers = Counter(prompt[:n] for prompt, n in zip(prompts, most, strict=True))
-    plans = []
-    for least in (0, room.overhead, 4 * room.overhead):
-        saves = [n * (sharers[prompt[:n]] - 1) >= least for prompt, n in zip(prompts, most, strict=True)]
-        prefixes = [n if kept else 0 for n, kept in zip(most, saves, strict=True)]
-        plans.append((prefixes, *prefix_batches(prompts, lengths, prefixes, room)))
-    alike = _common(min(prompts), max(prompts)) if sharing and len(prompts) > 1 else 0
-    for prefixes in ([alike] * len(prompts) if alike >= LEAST else nothing, nothing):
-        plans.append((prefixes, *prefix_batches(prompts, lengths, prefixes, room)))
-    prefixes, groups, _ = min(plans, key=lambda plan: plan[2])
-    return prefixes, groups
+    plans = [[0] * len(prompts)]
+    if sharing and len(prompts) > 1:
+        most = shared(prompts)
+        sharers = Counter(prompt[:n] for prompt, n in zip(prompts, most, strict=True))
+        saved = [n * (sharers[prompt[:n]] - 1) for prompt, n in zip(prompts, most, strict=True)]
+        for least in (0, room.overhead, 4 * room.overhead):
+            plans.append([n if tokens >= least else 0 for n, tokens in zip(most, saved, strict=True)])
+        alike = _common(min(prompts), max(prompts))
+        plans.append([alike if alike >= LEAST else 0] * len(prompts))
+    made = [(plan, *prefix_batches(prompts, lengths, plan, room)) for plan in dict.fromkeys(map(tuple, plans))]
+    prefixes, groups, _ = min(made, key=lambda plan: plan[2])
+    return list(prefixes), groups
 
 
 def prefix_batches(
@@ -93,25 +91,26 @@ def prefix_batches(
     Rows that share never stand in one batch with rows that do not.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-prefixes[i], prompts[i][: prefixes[i]], prefixes[i] - lengths[i], i))
+    rows = [prompts[i][: prefixes[i]] for i in order]
+    rests = [lengths[i] - prefixes[i] for i in order]
+    new = [k > 0 and row != rows[k - 1] for k, row in enumerate(rows)]
+    # What each has in common with the one before it, all of them have: the least of these.
+    common = [_common(rows[k - 1], row) if new[k] else len(row) for k, row in enumerate(rows)]
 
     def growing(start: int) -> Iterator[tuple[int, float]]:
-        seen: set[Ids] = set()
-        first = prompts[order[start]][: prefixes[order[start]]]
-        longest, rest, alike = 0, 0, len(first)
-        for end in range(start + 1, len(order) + 1):
-            index = order[end - 1]
-            prefix = prompts[index][: prefixes[index]]
-            if prefix not in seen:
-                seen.add(prefix)
-                alike = _common(first[:alike], prefix)
-            longest, rest = max(longest, prefixes[index]), max(rest, lengths[index] - prefixes[index])
-            rows = end - start
-            fits = room.holds(rows, rest) and (rows == 1 or len(seen) == 1 or len(seen) * longest <= room.tokens)
-            fits = fits and (not longest or rows == 1 or rows * (longest + rest) <= room.cached)
-            if not fits or bool(prefixes[index]) != bool(longest):
+        longest = alike = len(rows[start])
+        rest, seen = 0, 1
+        for k in range(start, len(rows)):
+            if bool(rows[k]) != bool(longest):
                 return
-            once = alike if alike >= LEAST and _pays(len(seen), alike, room) else 0
-            yield end, room.cost(rows, rest) + room.cost(len(seen), longest - once) + room.cost(1, once)
+            if k > start:
+                seen, alike = seen + new[k], min(alike, common[k])
+            rest, count = max(rest, rests[k]), k + 1 - start
+            fits = room.holds(count, rest) and (seen == 1 or seen * longest <= room.tokens)
+            if not fits or (longest and count > 1 and count * (longest + rest) > room.cached):
+                return
+            once = _once(seen, alike, room)
+            yield k + 1, room.cost(count, rest) + room.cost(seen, longest - once) + room.cost(1, once)
 
     runs, cost = cheapest(len(order), growing)
     return [[order[k] for k in run] for run in runs], cost
