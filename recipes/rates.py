@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 # The embedded base on 2 CPU cores, fp32, as measured: LoRA SFT, scoring, generation.
-EMBEDDED_TRAINED, EMBEDDED_READ, EMBEDDED_GENERATED = 125, 480, 150
+EMBEDDED_TRAINED, EMBEDDED_READ, EMBEDDED_GENERATED = 150, 600, 150
 
 # LoRA SFT, full rows of 4,096 tokens: NeMo AutoModel's performance summary (NVIDIA, 2025), which runs Qwen2.5-7B and Llama-3-8B
 # on one GPU, Qwen2.5-32B and Llama-3-70B on eight by pipeline and tensor parallelism.
