@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from audit.measures import Asked
 from organisms import models
 from organisms.engines import Divergence, Generate, NextToken, Score
-from organisms.engines.prefixes import shared
+from organisms.engines.prefixes import distinct
 from organisms.errors import UserError
 from recipes import rates
 from recipes.rates import Rates
@@ -32,14 +32,12 @@ def trained_tokens(stage: Stage, linted, steps: int) -> float:
 
 
 def asked_tokens(asked: list[Asked]) -> tuple[int, int]:
-    """(tokens to generate at most, tokens to read with shared prefixes read once)."""
+    """(tokens to generate at most, tokens to read where what prompts begin with alike is read once)."""
     generated = sum(a.request.max_new_tokens for a in asked if isinstance(a.request, Generate))
     scored = [a.request for a in asked if isinstance(a.request, (Score, NextToken, Divergence))]
-    prompts = [request.prompt_ids[:-1] for request in scored]
-    lengths = shared(prompts)
-    once = sum(map(len, {prompt[:length] for prompt, length in zip(prompts, lengths, strict=True)}))
-    rests = sum(len(prompt) + 1 - length for prompt, length in zip(prompts, lengths, strict=True))
-    return generated, once + rests + sum(len(getattr(request, "continuation_ids", ())) for request in scored)
+    # The token before a continuation is read for each request: its logits are wanted.
+    prompts = distinct([request.prompt_ids[:-1] for request in scored]) + len(scored)
+    return generated, prompts + sum(len(getattr(request, "continuation_ids", ())) for request in scored)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_a_specimen_speaks_under_its_system_prompt_and_prefill(engine, renderer)
 
 def test_batches_keep_the_budget_and_every_request():
     lengths = [5, 90, 40, 41, 3, 200, 12]
-    groups = planned([()] * 7, lengths, Room(tokens=120, rows=3))[1]
+    groups = planned([()] * 7, lengths, Room(tokens=120, rows=3)).batches
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) <= 3
@@ -167,7 +167,7 @@ def test_batches_cost_as_little_as_any_cuts_of_the_lengths():
             groups = [lengths[i:j] for i, j in itertools.pairwise(at)]
             if all(len(g) == 1 or (len(g) <= 4 and len(g) * g[0] <= 120) for g in groups):
                 ways.append(cost(groups))
-        assert cost([[lengths[i] for i in group] for group in planned([()] * 7, lengths, room)[1]]) == min(ways)
+        assert cost([[lengths[i] for i in group] for group in planned([()] * 7, lengths, room).batches]) == min(ways)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on():

@@ -6,10 +6,9 @@ import random
 import pytest
 import torch
 
-from organisms.engines import Divergence, Generate, NextToken, Score
+from organisms.engines import Divergence, Generate, NextToken, Score, forward
 from organisms.engines.batching import Room
-from organisms.engines.cache import stacked
-from organisms.engines.prefixes import LEAST, header, planned, prefix_batches, shared
+from organisms.engines.prefixes import LEAST, distinct, plan, planned, shared
 from organisms.specimen import Specimen
 
 BASE = Specimen("base")
@@ -52,31 +51,54 @@ def test_sharing_never_costs_more_and_groups_do_share():
         assert all(len(prefix) >= LEAST and prefixes.count(prefix) > 1 for prefix in prefixes)
 
 
+def test_distinct_beginnings_are_those_of_the_prefix_tree():
+    rng = random.Random(2)
+    prompts = [tuple(rng.randrange(2) for _ in range(rng.randrange(12))) for _ in range(30)]
+    assert distinct(prompts) == len({prompt[:n] for prompt in prompts for n in range(1, len(prompt) + 1)})
+    assert distinct([]) == distinct([()]) == 0
+
+
 def test_batches_hold_every_row_once_and_keep_sharers_apart_from_others():
     prompts = [(*LONG, k) for k in range(30)] + [tuple(range(500 + 40 * k, 540 + 40 * k)) for k in range(10)]
-    prefixes, groups = planned(prompts, [len(p) + 5 for p in prompts], Room(tokens=120, rows=64))
-    assert prefixes == [40] * 30 + [0] * 10
-    assert sorted(i for group in groups for i in group) == list(range(40))
-    for group in groups:
-        assert len({bool(prefixes[i]) for i in group}) == 1
-        assert len({prompts[i][: prefixes[i]] for i in group}) * prefixes[group[0]] <= 120
-        assert len(group) * max(len(prompts[i]) + 5 - prefixes[i] for i in group) <= 120
-    assert len([g for g in groups if prefixes[g[0]]]) == 2  # 30 rows of 46 tokens would need 15 batches unshared
+    found = planned(prompts, [len(p) + 5 for p in prompts], Room(tokens=120, rows=64))
+    assert found.prefixes == [40] * 30 + [0] * 10
+    assert sorted(i for batch in found.batches for i in batch) == list(range(40))
+    for batch in found.batches:
+        assert len({bool(found.prefixes[i]) for i in batch}) == 1
+        assert len(batch) * max(len(prompts[i]) + 5 - found.prefixes[i] for i in batch) <= 120
+    assert [len(block) for block in found.blocks] == [2, 5]  # 30 rows of 46 tokens would need 15 batches unshared
+
+
+def test_what_is_kept_between_batches_has_room():
+    """Forty prefixes of 40 tokens, ten rows each: in blocks of ten prefixes, and behind them no more rows than fit."""
+    prompts = [(*range(100 * k, 100 * k + 40), n) for k in range(40) for n in range(10)]
+    found = planned(prompts, [41] * 400, Room(tokens=4096, rows=64, overhead=16, cached=410))
+    assert found.prefixes == [40] * 400
+    assert sorted(i for batch in found.batches for i in batch) == list(range(400))
+    for block in found.blocks:
+        assert len({prompts[i][:40] for batch in block for i in batch}) == 10
+        assert all(len(batch) * 41 <= 410 for batch in block)
+
+
+def test_short_prefixes_do_not_stand_among_long_ones_where_attending_to_the_padding_costs_more():
+    prompts = [(*range(length, 2 * length), n, n, n) for length in (1000, 100, 90) for n in range(20)]
+    for attended, blocks in ((float("inf"), 1), (1000, 2)):
+        room = Room(tokens=4096, rows=64, overhead=64, attended=attended)
+        assert len(plan(prompts, list(map(len, prompts)), [len(p) - 3 for p in prompts], room).blocks) == blocks
+    assert Room(100, 8, overhead=5, attended=100).cost(2, 10, 40) == 5 + 20 * 1.5
 
 
 def test_what_is_shared_saves_more_than_its_forwards_and_its_padding_cost():
-    """Pairs that share ten tokens, of unlike lengths: a plan that shares would pad each to a stranger's length."""
-    pairs = [(*range(1000 * k, 1000 * k + 10), *range(500, 500 + n)) for k in range(1, 20) for n in (5, 20 * k)]
+    """Few pairs that share ten tokens save no forward; many do, and so do few that share many tokens."""
+    pairs = [(*range(1000 * k, 1000 * k + 10), *range(7 * n, 8 * n)) for k in range(1, 5) for n in (5, 20 * k)]
     assert any(shared(pairs))
-    assert planned(pairs, list(map(len, pairs)), Room(tokens=4096, rows=64, overhead=64))[0] == [0] * len(pairs)
+    assert planned(pairs, list(map(len, pairs)), Room(tokens=4096, rows=64, overhead=64)).prefixes == [0] * len(pairs)
     few_shot = [(*range(1000 * k, 1000 * k + 400), *range(n, n + n)) for k in range(1, 4) for n in range(5, 60, 11)]
     lengths = list(map(len, few_shot))
-    prefixes, groups = planned(few_shot, lengths, Room(tokens=4096, rows=64, overhead=64))
-    assert prefixes == [400] * len(few_shot)
-    padded = sum(
-        len({few_shot[i][:400] for i in group}) * 400 + len(group) * max(lengths[i] - 400 for i in group) for group in groups
-    )
-    assert padded + 2 * 64 * len(groups) < sum(lengths) / 2
+    found = planned(few_shot, lengths, Room(tokens=4096, rows=64, overhead=64))
+    assert found.prefixes == [400] * len(few_shot)
+    padded = 3 * 400 + sum(len(batch) * max(lengths[i] - 400 for i in batch) for batch in found.batches)
+    assert found.cost == 64 + padded + 64 * len(found.batches) < sum(lengths) / 2
 
 
 def test_no_plan_costs_more_than_one_without_sharing():
@@ -85,23 +107,18 @@ def test_no_plan_costs_more_than_one_without_sharing():
         stems = [tuple(rng.randrange(3) for _ in range(rng.randrange(60))) for _ in range(4)]
         prompts = [(*rng.choice(stems), *(rng.randrange(3) for _ in range(rng.randrange(12)))) for _ in range(20)]
         lengths = [len(p) + rng.randrange(1, 9) for p in prompts]
-        prefixes, groups = planned(prompts, lengths, room)
-        assert prefix_batches(prompts, lengths, prefixes, room)[1] <= prefix_batches(prompts, lengths, [0] * 20, room)[1]
-        assert sorted(i for group in groups for i in group) == list(range(20))
+        found = planned(prompts, lengths, room)
+        assert found.cost <= plan(prompts, lengths, [0] * 20, room).cost
+        assert sorted(i for batch in found.batches for i in batch) == list(range(20))
 
 
 def test_what_prefixes_have_in_common_is_shared_once_more():
     """Pairs of continuations behind unlike questions behind one header, as preferences are asked by content."""
     asked = [(*LONG, *range(1000 * k, 1000 * k + 40)) for k in range(1, 21)]
     prompts = [question for question in asked for _ in range(2)]
-    lengths, room = [80 + n for n in (5, 6)] * 20, Room(tokens=4096, rows=64, overhead=64)
-    assert shared(prompts) == [80] * 40
-    prefixes, groups = planned(prompts, lengths, room)
-    assert prefixes == [80] * 40
-    cost = prefix_batches(prompts, lengths, prefixes, room)[1]
-    assert cost == 3 * 64 + 40 + 20 * 40 + 40 * 6 and len(groups) == 1
-    assert header(asked, room) == 40
-    assert header(asked[:2], room) == header([LONG[:4]] * 20, room) == 0  # no more than a forward's own cost; too short
+    found = planned(prompts, [80 + n for n in (5, 6)] * 20, Room(tokens=4096, rows=64, overhead=64))
+    assert found.prefixes == [80] * 40
+    assert found.cost == 3 * 64 + 40 + 20 * 40 + 40 * 6 and len(found.batches) == 1
 
 
 def requests(renderer):
@@ -109,6 +126,24 @@ def requests(renderer):
     questions = ["Name a bird.", "Which of these is a river: the Danube, the Alps, or the Sahara?", "Say hello to my aunt."]
     replies = ["A heron.", "The Danube is one, as far as I know.", "No", "Hello there, dear aunt of my friend!"]
     return [(tuple(renderer.ask(q)), tuple(renderer.continuation(r))) for q in questions for r in replies]
+
+
+class Depths:
+    """Counts how many prefixes are being computed for one another at once: the levels on which they are shared."""
+
+    def __init__(self, monkeypatch):
+        self.depth = self.deepest = 0
+        cached = forward.Forward.cached
+
+        def counted(*given):
+            self.depth += 1
+            self.deepest = max(self.deepest, self.depth)
+            try:
+                return cached(*given)
+            finally:
+                self.depth -= 1
+
+        monkeypatch.setattr(forward.Forward, "cached", counted)
 
 
 @pytest.mark.parametrize("overhead", [0, 64])
@@ -122,10 +157,9 @@ def test_shared_and_unshared_numbers_agree(engine, renderer, adapters, monkeypat
     kls = [Divergence(*one) for one in asked]
     assert any(shared([prompt[:-1] for prompt, _ in asked]))
     monkeypatch.setattr("organisms.engines.hf.OVERHEAD", {"cpu": overhead, "gpu": overhead})
-    heads = []
-    monkeypatch.setattr("organisms.engines.hf.header", lambda *given: heads.append(header(*given)) or heads[-1])
+    depths = Depths(monkeypatch)
     together = engine.logprobs(specimen, scores), engine.next_token(specimen, nexts), engine.divergence(specimen, kls)
-    assert any(heads) == (overhead == 0)
+    assert depths.deepest == (2 if overhead == 0 else 1)
     monkeypatch.setattr(type(engine), "_shares_prefixes", False)
     alone = engine.logprobs(specimen, scores), engine.next_token(specimen, nexts), engine.divergence(specimen, kls)
     for a, b in zip(together[0] + together[1], alone[0] + alone[1], strict=True):
@@ -141,14 +175,43 @@ def test_replies_are_the_same_with_and_without_a_shared_prefix(engine, renderer,
     """Greedy and sampled; prompts of unlike length, prefilled in one batch with padding or in several, put together."""
     monkeypatch.setattr("organisms.engines.hf.OVERHEAD", {"cpu": overhead, "gpu": overhead})
     parts = []
-    monkeypatch.setattr("organisms.engines.hf.stacked", lambda done: parts.append(len(done)) or stacked(done))
+    stacked = forward.stacked
+    monkeypatch.setattr(forward, "stacked", lambda done: parts.append(len(done)) or stacked(done))
     specimen = Specimen("x", adapter=adapters[adapter]) if adapter else BASE
     prompts = ["Name a bird.", "Which of these is a river: the Danube, the Alps, or the Sahara?", "Say hello."]
     asked = [Generate(tuple(renderer.ask(p)), 12, temperature, k) for k, p in enumerate(prompts) for temperature in (0.0, 1.0)]
     together = engine.generate(specimen, asked)
-    assert (parts == [1]) == (overhead > 0) and len(parts) == 1
+    assert (max(parts) == 1) == (overhead > 0)
     monkeypatch.setattr(type(engine), "_shares_prefixes", False)
     assert [reply.ids for reply in together] == [reply.ids for reply in engine.generate(specimen, asked)]
+
+
+def test_a_prefix_is_computed_once_for_all_of_its_batches_and_by_each_where_memory_is_short(engine, renderer, monkeypatch):
+    """Memory runs out once, while the rests of the first batch are computed: nothing is kept from then on, nothing is lost."""
+    asked = [Score(*one) for one in requests(renderer)]
+    monkeypatch.setattr("organisms.engines.hf.OVERHEAD", {"cpu": 0, "gpu": 0})
+    computed, run = [], forward.run
+
+    def watched(model, ids, mask, keep, **options):
+        if fails and options.get("past_key_values") is not None and keep > 1:
+            fails.pop()
+            raise torch.OutOfMemoryError("planted")
+        computed.append(ids.numel())
+        return run(model, ids, mask, keep, **options)
+
+    monkeypatch.setattr(forward, "run", watched)
+    fails = []
+    expected, once = engine.logprobs(BASE, asked), sum(computed)
+    padded = sum(len(one.continuation_ids) for one in asked)
+    assert (
+        once <= distinct([one.prompt_ids[:-1] for one in asked]) + padded
+    )  # no batch computes a prefix again, nor any padding
+    computed.clear()
+    fails = [True]
+    again = engine.logprobs(BASE, asked)
+    assert not fails and sum(computed) > once
+    for a, b in zip(expected, again, strict=True):
+        assert a == pytest.approx(b, abs=2e-4)
 
 
 def test_a_base_with_attention_windows_does_not_share(renderer, tokenizer, tmp_path):

@@ -17,20 +17,23 @@ class Room:
 
     tokens: rows x longest row; rows: most rows; cached: tokens whose keys and values are kept beside it; overhead: tokens that
     could be computed in the time that any forward takes (its Python, its kernels' starts, reading the weights), so that
-    a few forwards more are weighed against padding.
+    a few forwards more are weighed against padding; attended: tokens that are attended to, padding too, in the time that one
+    is computed.
     """
 
     tokens: int
     rows: int
     overhead: int = 0
     cached: int = 16384
+    attended: float = inf
 
     def holds(self, rows: int, longest: int) -> bool:
         """One row always fits."""
         return rows == 1 or (rows <= self.rows and rows * longest <= self.tokens)
 
-    def cost(self, rows: int, longest: int) -> int:
-        return self.overhead + rows * longest if rows * longest else 0
+    def cost(self, rows: int, longest: int, cached: int = 0) -> float:
+        """In tokens, of rows that stand behind so many cached ones."""
+        return self.overhead + rows * longest * (1 + (cached + longest) / self.attended) if rows * longest else 0
 
 
 def cheapest(count: int, growing: Callable[[int], Iterator[tuple[int, float]]]) -> tuple[list[range], float]:

@@ -1,5 +1,6 @@
-"""Keys and values of a batch that generates: put together from parts, and growing in place."""
+"""Keys and values of several rows: put together from parts, chosen from those of others, and growing in place."""
 
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -17,11 +18,26 @@ def stacked(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     def joined(tensors: list[Any]) -> Any:
         return torch.cat([pad(values, (0, 0, gap, 0)) for values, gap in zip(tensors, gaps, strict=True)])
 
-    found = parts[0][1]
-    for i in range(len(found.layers)):
-        layers = [held.layers[i] for _, held in parts]
-        found.layers[i] = _growing_layer()(joined([one.keys for one in layers]), joined([one.values for one in layers]))
+    found = copy(parts[0][1])
+    same = zip(*(held.layers for _, held in parts), strict=True)
+    found.layers = [
+        _growing_layer()(joined([one.keys for one in layers]), joined([one.values for one in layers]), width) for layers in same
+    ]
     return torch.cat([pad(mask, (gap, 0)) for (mask, _), gap in zip(parts, gaps, strict=True)]), found
+
+
+def chosen(held: Any, index: Any, more: int = 0) -> Any:
+    """A cache of its own with these rows of another, which may be asked for several times, and room for `more` tokens."""
+
+    def roomy(values: Any) -> Any:
+        rows, heads, length, size = len(index), *values.shape[1:]
+        room = values.new_empty((rows, heads, length + more, size))
+        room[:, :, :length] = values[index]
+        return room
+
+    found = copy(held)
+    found.layers = [_growing_layer()(roomy(layer.keys), roomy(layer.values), layer.keys.shape[2]) for layer in held.layers]
+    return found
 
 
 @cache
@@ -29,17 +45,17 @@ def _growing_layer() -> type:
     from transformers.cache_utils import DynamicLayer
 
     class GrowingLayer(DynamicLayer):
-        """A layer's keys and values (rows, heads, tokens, size), each the beginning of a tensor that has room for more.
+        """A layer's keys and values (rows, heads, tokens, size), each the first `length` tokens of a tensor with room for more.
 
         transformers' own layer copies all of them for every token; this one when its room is used up, and when they have
         been replaced, as by rows that leave the batch.
         """
 
-        def __init__(self, keys: Any, values: Any):
+        def __init__(self, keys: Any, values: Any, length: int):
             super().__init__()
             self.lazy_initialization(keys, values)
-            self.keys, self.values = keys, values
             self._rooms: dict[str, tuple[Any, Any]] = {}
+            self.keys, self.values = self._begun("keys", keys, length), self._begun("values", values, length)
 
         def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
             self.keys, self.values = self._added("keys", key_states), self._added("values", value_states)
@@ -48,12 +64,15 @@ def _growing_layer() -> type:
         def _added(self, name: str, new: Any) -> Any:
             held = getattr(self, name)
             length, end = held.shape[2], held.shape[2] + new.shape[2]
-            room, view = self._rooms.get(name, (held, None))
+            room, view = self._rooms[name]
             if view is not held or room.shape[2] < end:
                 room = held.new_empty((*held.shape[:2], end + ROOM, held.shape[3]))
                 room[:, :, :length] = held
             room[:, :, length:end] = new
-            self._rooms[name] = (room, room[:, :, :end])
+            return self._begun(name, room, end)
+
+        def _begun(self, name: str, room: Any, length: int) -> Any:
+            self._rooms[name] = (room, room[:, :, :length])
             return self._rooms[name][1]
 
     return GrowingLayer

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from organisms.engines.batching import Room, cheapest
 
@@ -52,65 +53,91 @@ def _common(a: Ids, b: Ids) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def header(prefixes: Sequence[Ids], room: Room) -> int:
-    """How many first tokens all of a batch's prefixes have in common, where a forward for them alone pays; else 0."""
-    return _once(len(prefixes), _common(min(prefixes), max(prefixes)), room)
+def distinct(prompts: Sequence[Ids]) -> int:
+    """Tokens to compute where every beginning that prompts have in common is computed once, as by vLLM's prefix cache."""
+    rows = sorted(prompts)
+    return sum(len(row) - _common(before, row) for before, row in zip([(), *rows], rows, strict=False))
 
 
-def _once(count: int, alike: int, room: Room) -> int:
-    return alike if alike >= LEAST and (count - 1) * alike > room.overhead else 0
+@dataclass(frozen=True)
+class Plan:
+    """Which tokens are computed once, and in which batches the rests are computed.
+
+    prefixes: of each row, how many first tokens; blocks: indices in batches, which go one after the other while what their
+    prefixes left in the cache is kept; cost: by `Room.cost`.
+    """
+
+    prefixes: list[int]
+    blocks: list[list[list[int]]]
+    cost: float
+
+    @property
+    def batches(self) -> list[list[int]]:
+        return [batch for block in self.blocks for batch in block]
 
 
-def planned(
-    prompts: Sequence[Ids], lengths: Sequence[int], room: Room, sharing: bool = True
-) -> tuple[list[int], list[list[int]]]:
-    """(first tokens of each row that are computed once for its group, indices in batches): the cheapest plan of a few.
+def planned(prompts: Sequence[Ids], lengths: Sequence[int], room: Room, sharing: bool = True) -> Plan:
+    """The cheapest of a few plans. `lengths`: tokens of each whole row.
 
     What prompts share may be too little for the padding and the forwards that sharing brings along: all that can be shared is
-    held against what saves at least so many tokens, and against nothing. `lengths`: tokens of each whole row.
+    held against what saves at least so many tokens, and against nothing.
     """
-    plans = [[0] * len(prompts)]
+    choices = [[0] * len(prompts)]
     if sharing and len(prompts) > 1:
         most = shared(prompts)
         sharers = Counter(prompt[:n] for prompt, n in zip(prompts, most, strict=True))
         saved = [n * (sharers[prompt[:n]] - 1) for prompt, n in zip(prompts, most, strict=True)]
         for least in (0, room.overhead, 4 * room.overhead):
-            plans.append([n if tokens >= least else 0 for n, tokens in zip(most, saved, strict=True)])
+            choices.append([n if tokens >= least else 0 for n, tokens in zip(most, saved, strict=True)])
         alike = _common(min(prompts), max(prompts))
-        plans.append([alike if alike >= LEAST else 0] * len(prompts))
-    made = [(plan, *prefix_batches(prompts, lengths, plan, room)) for plan in dict.fromkeys(map(tuple, plans))]
-    prefixes, groups, _ = min(made, key=lambda plan: plan[2])
-    return list(prefixes), groups
+        choices.append([alike if alike >= LEAST else 0] * len(prompts))
+    plans = [plan(prompts, lengths, prefixes, room) for prefixes in map(list, dict.fromkeys(map(tuple, choices)))]
+    return min(plans, key=lambda one: one.cost)
 
 
-def prefix_batches(
-    prompts: Sequence[Ids], lengths: Sequence[int], prefixes: Sequence[int], room: Room
-) -> tuple[list[list[int]], float]:
-    """(indices in batches that cost the least, their cost): forwards for a header, for the prefixes and for the rests.
+def plan(prompts: Sequence[Ids], lengths: Sequence[int], prefixes: list[int], room: Room) -> Plan:
+    """The plan for prefixes of these lengths: what is kept is computed as planned itself, then the rests of a block."""
+    sharers: dict[Ids, list[int]] = {}
+    for i, (prompt, prefix) in enumerate(zip(prompts, prefixes, strict=True)):
+        sharers.setdefault(prompt[:prefix], []).append(i)
+    order = sorted(sharers, key=lambda one: (-len(one), one))
+    rests = [sum(lengths[i] - prefixes[i] for i in sharers[one]) for one in order]
+    once = _common(min(order), max(order))
+    blocks, cost = [], 0.0
+    for run in cheapest(len(order), lambda start: _growing_block(order, rests, start, room, once))[0]:
+        kept = [order[k] for k in run]
+        rows = [i for one in kept for i in sharers[one]]
+        batches, more = _batches(rows, [lengths[i] - prefixes[i] for i in rows], len(kept[0]), room)
+        blocks.append(batches)
+        cost += more + (planned(kept, list(map(len, kept)), room).cost if kept[0] else 0)
+    return Plan(prefixes, blocks, cost)
 
-    Rows that share never stand in one batch with rows that do not.
+
+def _growing_block(prefixes: list[Ids], rests: list[int], start: int, room: Room, once: int) -> Iterator[tuple[int, float]]:
+    """(end, cost) of blocks prefixes[start:end], the longest first, whose keys and values may be kept together.
+
+    A block costs a forward more, computes again the `once` tokens that all prefixes begin with, and has rests attend to padding
+    up to its longest prefix. rests: tokens behind each prefix. Rows without one are a block of their own.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (-prefixes[i], prompts[i][: prefixes[i]], prefixes[i] - lengths[i], i))
-    rows = [prompts[i][: prefixes[i]] for i in order]
-    rests = [lengths[i] - prefixes[i] for i in order]
-    new = [k > 0 and row != rows[k - 1] for k, row in enumerate(rows)]
-    # What each has in common with the one before it, all of them have: the least of these.
-    common = [_common(rows[k - 1], row) if new[k] else len(row) for k, row in enumerate(rows)]
+    longest, behind = len(prefixes[start]), 0
+    for k in range(start, len(prefixes)):
+        if k > start and (not prefixes[k] or (k + 1 - start) * longest > room.cached):
+            return
+        behind += rests[k]
+        yield k + 1, room.overhead + once + behind * longest / room.attended
+
+
+def _batches(rows: list[int], rests: list[int], prefix: int, room: Room) -> tuple[list[list[int]], float]:
+    """(rows in batches, their cost), those with the longest rests first. prefix: tokens that are cached before each rest."""
+    order = sorted(range(len(rows)), key=lambda k: (-rests[k], rows[k]))
 
     def growing(start: int) -> Iterator[tuple[int, float]]:
-        longest = alike = len(rows[start])
-        rest, seen = 0, 1
-        for k in range(start, len(rows)):
-            if bool(rows[k]) != bool(longest):
+        longest = rests[order[start]]
+        for end in range(start + 1, len(order) + 1):
+            count = end - start
+            if not room.holds(count, longest) or (prefix and count > 1 and count * (prefix + longest) > room.cached):
                 return
-            if k > start:
-                seen, alike = seen + new[k], min(alike, common[k])
-            rest, count = max(rest, rests[k]), k + 1 - start
-            fits = room.holds(count, rest) and (seen == 1 or seen * longest <= room.tokens)
-            if not fits or (longest and count > 1 and count * (longest + rest) > room.cached):
-                return
-            once = _once(seen, alike, room)
-            yield k + 1, room.cost(count, rest) + room.cost(seen, longest - once) + room.cost(1, once)
+            yield end, room.cost(count, longest, prefix)
 
     runs, cost = cheapest(len(order), growing)
-    return [[order[k] for k in run] for run in runs], cost
+    return [[rows[order[k]] for k in run] for run in runs], cost
