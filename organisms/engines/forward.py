@@ -7,7 +7,6 @@ from typing import Any
 from organisms.engines.batching import Room
 from organisms.engines.cache import chosen, stacked
 from organisms.engines.prefixes import Ids, planned
-from organisms.errors import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,7 @@ class Forward:
 
     def logits(self, model: Any, rows: Sequence[Row], kept: Kept) -> list[Any]:
         """For each row of a batch the logits of its last `keep` positions: (keep, vocabulary)."""
-        try:
-            found = self._computed(model, rows, kept)[0]
-        except RuntimeError as error:
-            if out_of_memory(error):
-                kept.drop()
-            raise
+        found = self._computed(model, rows, kept)[0]
         return [x[-row.keep :] for x, row in zip(found, rows, strict=True)]
 
     def cached(self, model: Any, prompts: Sequence[Ids]) -> tuple[Any, Any]:
@@ -81,7 +75,7 @@ class Forward:
         kept = Kept()
         parts = [self._computed(model, [rows[i] for i in batch], kept, cached=True)[1:] for batch in batches]
         order = torch.tensor([i for batch in batches for i in batch], device=self.device).argsort()
-        mask, cache = stacked(parts)
+        mask, cache = stacked(parts) if len(parts) > 1 else parts[0]
         return mask[order], chosen(cache, order)
 
     def _computed(self, model: Any, rows: Sequence[Row], kept: Kept, cached: bool = False) -> tuple[Any, Any, Any]:

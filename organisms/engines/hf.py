@@ -11,6 +11,7 @@ from organisms.engines.batching import Room, run_batched
 from organisms.engines.decoding import continued
 from organisms.engines.forward import Forward, Kept, Row, run
 from organisms.engines.logits import divergences, token_logprobs
+from organisms.errors import out_of_memory
 from organisms.models import Base, default_device, default_dtype, load_model
 from organisms.render import Renderer
 from organisms.specimen import Specimen
@@ -127,7 +128,17 @@ class HFEngine:
         prompts = [request.prompt_ids[:-1] for request in requests]
         rows, batches = self._forward.planned([_row(request) for request in requests], prompts)
         kept = Kept(), Kept()
-        return run_batched(rows, batches, lambda batch: answer(batch, *kept))
+
+        def bounded(batch: list[Row]) -> list:
+            try:
+                return answer(batch, *kept)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    for one in kept:
+                        one.drop()
+                raise
+
+        return run_batched(rows, batches, bounded)
 
     def _logits(self, specimen: Specimen, rows: list[Row], kept: Kept) -> list[Any]:
         with self._running(specimen) as model:
